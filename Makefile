@@ -1,0 +1,51 @@
+# Everything runs from a virtual environment in .venv, which each target fills
+# with what it needs. Another Python: make test PYTHON=python3.13 VENV=.venv-3.13
+
+PYTHON ?= python3
+VENV   ?= .venv
+PORT   ?= 8001
+
+PY      := $(VENV)/bin/python
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo test lint check dist clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+run: $(VENV)/.base  ## serve an instance to try on http://127.0.0.1:8001 (PORT=… for another)
+	@$(PY) scripts/run.py --port $(PORT)
+
+demo: $(VENV)/.base  ## play the whole story against a real server, and check each step
+	@$(PY) scripts/demo.py
+
+test: $(VENV)/.test  ## run the test suite (ARGS=… is passed to pytest)
+	$(PY) -m pytest $(ARGS)
+
+check: lint  ## the same as lint
+
+lint: $(VENV)/.lint  ## ruff (lint and format) and mypy --strict
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy --strict
+
+dist: $(VENV)/.dist  ## build and check the wheel and sdist, and test the installed wheel
+	$(PY) scripts/dist.py
+
+clean:  ## remove what these targets made, except .run
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One empty file per set of dependencies marks it as installed.
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml | $(PY)
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.test $(VENV)/.lint $(VENV)/.dist: $(VENV)/.%: pyproject.toml | $(PY)
+	$(INSTALL) --editable '.[$*]'
+	@touch $@
