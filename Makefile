@@ -40,7 +40,7 @@ clean:  ## remove what these targets made, except .run
 # One empty file per set of dependencies marks it as installed.
 
 $(PY):
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.base: pyproject.toml | $(PY)
 	$(INSTALL) --editable .

@@ -1,0 +1,15 @@
+"""Puts into the sdist what the suite needs, so that it runs from there.
+
+In place of a MANIFEST.in, which setuptools reads from the top level alone.
+"""
+
+from setuptools.command.sdist import sdist
+
+
+class CompleteSdist(sdist):
+    def make_distribution(self) -> None:
+        self.filelist.include("Makefile")
+        for folder in ("tests", "scripts", ".github"):
+            self.filelist.graft(folder)
+        self.filelist.global_exclude("*.py[cod]")
+        super().make_distribution()
