@@ -1,0 +1,138 @@
+"""Keeps the secrets that Datasette's other plugins need, such as API keys.
+
+For plugin authors:
+
+    from datasette import hookimpl
+    from datasette_secrets import Secret, get_secret
+
+    @hookimpl
+    def register_secrets(datasette):
+        return [Secret("OPENAI_API_KEY", "An OpenAI API key",
+                       "https://platform.openai.com/api-keys", "Get an API key")]
+
+    key = await get_secret(datasette, "OPENAI_API_KEY", actor_id)
+
+The package, where a module imports only from those below it:
+
+    cli        the commands                      views      the pages and the JSON API
+    rotation   re-wrap, verify, count
+    service    get, set, delete, roll back, destroy, list; events
+    uses       who used a secret when
+    registry   Secret and its hook               config     settings
+    store      every SQL statement
+    envelope   keys and the envelope: all of the cryptography
+    legacy     what datasette-secrets 0.x stored
+    errors     the error classes
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from datasette.hookspecs import hookimpl
+
+from . import registry
+from .errors import (
+    CannotOpen,
+    DatabaseUnavailable,
+    InvalidMasterKey,
+    InvalidSecret,
+    NeedsUpgrade,
+    NotConfigured,
+    SecretsError,
+    UnknownMasterKey,
+    VersionConflict,
+)
+from .registry import Secret, get_secrets
+from .service import delete_secret, get_secret, restore_secret, set_secret
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+__all__ = [
+    "CannotOpen",
+    "DatabaseUnavailable",
+    "InvalidMasterKey",
+    "InvalidSecret",
+    "NeedsUpgrade",
+    "NotConfigured",
+    "Secret",
+    "SecretsError",
+    "UnknownMasterKey",
+    "VersionConflict",
+    "delete_secret",
+    "get_secret",
+    "get_secrets",
+    "restore_secret",
+    "set_secret",
+]
+
+
+@hookimpl
+def startup(datasette: Datasette) -> Any:
+    """Check the settings, and bring the table to this version's shape."""
+    from .service import start
+
+    return start(datasette)
+
+
+@hookimpl
+def shutdown(datasette: Datasette) -> Any:
+    """Write the uses that wait."""
+    from .service import stop
+
+    return stop(datasette)
+
+
+@hookimpl
+def register_actions() -> Any:
+    """`manage-secrets`: see and change everything on the pages of this plugin."""
+    from datasette.permissions import Action
+
+    return [Action(name="manage-secrets", description="Manage Datasette secrets")]
+
+
+@hookimpl
+def permission_resources_sql(datasette: Datasette, action: str) -> Any:
+    """Lock the table of secrets in a database that can be browsed."""
+    from .service import table_lock
+
+    return table_lock(datasette, action)
+
+
+@hookimpl
+def register_events() -> Any:
+    """An event for every change."""
+    from .service import EVENTS
+
+    return EVENTS
+
+
+@hookimpl
+def register_routes() -> Any:
+    """The pages and the JSON API."""
+    from .views import ROUTES
+
+    return ROUTES
+
+
+@hookimpl
+def menu_links(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
+    """"Manage secrets", for those who may."""
+    from .views import menu_links
+
+    return menu_links(datasette, actor)
+
+
+@hookimpl
+def register_commands(cli: Any) -> None:
+    """`datasette secrets …`"""
+    from .cli import secrets
+
+    cli.add_command(secrets)
+
+
+# The last lines: this loads every other plugin, and they import from here.
+from datasette.plugins import pm  # noqa: E402
+
+pm.add_hookspecs(registry)

@@ -1,0 +1,369 @@
+"""Keys, and the envelope in which a value is kept (format 1).
+
+The only module that touches libsodium. It knows nothing of Datasette or SQL, takes no
+nonce from a caller, and tries no key but the one that a row names.
+
+    person      = b"dsecrets-v1"             BLAKE2b personalisation, zero-padded to 16 bytes
+    key_id      = hex(BLAKE2b-8(b"key-id", key=master_key, person))             16 hex digits
+    context     = BLAKE2b-32(u64le(len(name)) || name || u64le(version), person)     32 bytes
+    wrapped_key = XSalsa20-Poly1305(master_key; context || data_key)
+                  nonce 24 || tag 16 || body 64                                     104 bytes
+    encrypted   = XChaCha20-Poly1305-IETF(data_key; sodium_pad(value, 256), aad=context)
+                  nonce 24 || body 256 n || tag 16
+
+The context ties both layers to the row that they belong to. Standing at the head of the
+wrapped plaintext, it also commits the wrap to one master key.
+
+What fails, fails in a frame that holds no key and no value: helpers whose locals do hold
+them return None, and their callers raise. Tracebacks that print locals then show nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+from .errors import CannotOpen, UnknownMasterKey
+
+ENVELOPE_VERSION = 1
+KEY_BYTES = 32
+NONCE_BYTES = 24
+TAG_BYTES = 16
+CONTEXT_BYTES = 32
+WRAPPED_KEY_BYTES = NONCE_BYTES + TAG_BYTES + CONTEXT_BYTES + KEY_BYTES
+PADDING_BYTES = 256
+VALUE_MAX_BYTES = 65_536
+ENCRYPTED_MIN_BYTES = NONCE_BYTES + PADDING_BYTES + TAG_BYTES
+
+_PERSON = b"dsecrets-v1"
+_KEY_ID = re.compile(r"[0-9a-f]{16}\Z")
+
+
+@functools.cache
+def _sodium() -> ModuleType:
+    """PyNaCl's bindings, imported at first use: that takes longer than all else here."""
+    from nacl import bindings
+
+    return bindings
+
+
+@functools.cache
+def _crypto_error() -> type[Exception]:
+    from nacl.exceptions import CryptoError
+
+    return CryptoError
+
+
+class MasterKey:
+    """32 random bytes that wrap data keys. Neither `repr` nor `str` shows them."""
+
+    __slots__ = ("_key", "id")
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        #: 16 hex digits that name this key without revealing it.
+        self.id: str = hashlib.blake2b(
+            b"key-id", digest_size=8, key=key, person=_PERSON
+        ).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"<MasterKey {self.id}>"
+
+    @classmethod
+    def parse(cls, text: str) -> MasterKey | str:
+        """The key that `text` spells, or what is wrong with it.
+
+        `text` is 32 bytes in padded Base64 (RFC 4648, either alphabet, 44 characters).
+        Nothing is raised, so that no traceback has a frame with the text in it.
+        """
+        text = text.strip()
+        if len(text) != 44 or not text.isascii():
+            return f"it has {len(text)} characters where a key has 44"
+        try:
+            key = base64.b64decode(
+                text.replace("-", "+").replace("_", "/"), validate=True
+            )
+        except binascii.Error:
+            return "it is not Base64"
+        if len(key) != KEY_BYTES:
+            return f"it decodes to {len(key)} bytes where a key has {KEY_BYTES}"
+        if base64.urlsafe_b64encode(key) != text.replace("+", "-").replace(
+            "/", "_"
+        ).encode("ascii"):
+            return "it is not Base64 in its one canonical spelling"
+        return cls(key)
+
+    def appears_in(self, text: str) -> bool:
+        """Whether `text` contains this key, in Base64 of either alphabet or in hex."""
+        standard = base64.b64encode(self._key).decode("ascii").rstrip("=")
+        urlsafe = standard.replace("+", "-").replace("/", "_")
+        return (
+            standard in text or urlsafe in text or self._key.hex() in text.casefold()
+        )
+
+
+class KeyRing:
+    """The configured master keys, newest first. The first wraps; every one unwraps.
+
+    Raises ValueError when there is none.
+    """
+
+    __slots__ = ("_by_id", "keys", "primary")
+
+    def __init__(self, keys: Iterable[MasterKey]) -> None:
+        self._by_id = {key.id: key for key in keys}
+        self.keys = tuple(self._by_id.values())
+        if not self.keys:
+            raise ValueError("a key ring holds at least one key")
+        self.primary = self.keys[0]
+
+    def __repr__(self) -> str:
+        return f"<KeyRing {' '.join(self._by_id)}>"
+
+    def __iter__(self) -> Iterator[MasterKey]:
+        return iter(self.keys)
+
+    def __contains__(self, key_id: object) -> bool:
+        return key_id in self._by_id
+
+    def find(self, name: str, version: int, key_id: object) -> MasterKey:
+        """The key that a row names.
+
+        Raises UnknownMasterKey when it is not in the ring, and CannotOpen when
+        `key_id` is no key id at all.
+        """
+        if isinstance(key_id, str):
+            key = self._by_id.get(key_id)
+            if key is not None:
+                return key
+            if _KEY_ID.match(key_id):
+                raise UnknownMasterKey(name, version, key_id)
+        raise CannotOpen(name, version)
+
+    def any_appears_in(self, text: str) -> bool:
+        """Whether `text` contains one of the keys."""
+        return any(key.appears_in(text) for key in self.keys)
+
+
+class Sealed(NamedTuple):
+    """What a row stores of one version. From a damaged row, any field may be anything."""
+
+    envelope_version: int | None
+    key_id: str
+    wrapped_key: bytes | None
+    encrypted: bytes | None
+
+
+class Plaintext:
+    """A value on its way into an envelope. Neither `repr` nor `str` shows it."""
+
+    __slots__ = ("_utf8",)
+
+    def __init__(self, utf8: bytes) -> None:
+        self._utf8 = utf8
+
+    def __repr__(self) -> str:
+        return "<Plaintext>"
+
+    @classmethod
+    def parse(cls, value: object) -> Plaintext | str:
+        """`value` if it can be stored, or what is wrong with it.
+
+        A value is text: 1 to 65,536 bytes of UTF-8 with no NUL. Nothing is raised, so
+        that no traceback has a frame with the value in it.
+        """
+        if not isinstance(value, str):
+            return "it is not text"
+        try:
+            utf8 = value.encode("utf-8")
+        except UnicodeEncodeError:
+            return "it is not valid UTF-8"
+        if not utf8:
+            return "it is empty"
+        if len(utf8) > VALUE_MAX_BYTES:
+            return f"it has {len(utf8):,} bytes where {VALUE_MAX_BYTES:,} are allowed"
+        if b"\0" in utf8:
+            return "it contains a NUL character"
+        return cls(utf8)
+
+    def seal(self, master_key: MasterKey, name: str, version: int) -> Sealed:
+        """Seal the value as `version` of `name`, under a data key of its own."""
+        context = _context(name, version)
+        data_key = os.urandom(KEY_BYTES)
+        return Sealed(
+            ENVELOPE_VERSION,
+            master_key.id,
+            _wrap(master_key, context, data_key),
+            _encrypt(data_key, context, self._utf8),
+        )
+
+
+
+def generate_master_key() -> str:
+    """A new master key: 32 random bytes in padded URL-safe Base64, 44 characters."""
+    return base64.urlsafe_b64encode(os.urandom(KEY_BYTES)).decode("ascii")
+
+
+def open(ring: KeyRing, name: str, version: int, sealed: Sealed) -> str:
+    """Open `version` of `name`: its value, 0 bytes or more of UTF-8.
+
+    Raises UnknownMasterKey when the row names a key that is not in the ring, and
+    CannotOpen when it was damaged, moved from another row, or forged.
+    """
+    check(name, version, sealed)
+    master_key = ring.find(name, version, sealed.key_id)
+    value = _open(master_key, name, version, sealed)
+    if value is None:
+        raise CannotOpen(name, version)
+    return value
+
+
+def unwrap(ring: KeyRing, name: str, version: int, sealed: Sealed) -> None:
+    """Prove that the wrapped data key opens; the value is not looked at.
+
+    Raises as `open` does.
+    """
+    check(name, version, sealed)
+    master_key = ring.find(name, version, sealed.key_id)
+    if _unwrap(master_key, _context(name, version), sealed.wrapped_key) is None:
+        raise CannotOpen(name, version)
+
+
+def rewrap(ring: KeyRing, name: str, version: int, sealed: Sealed) -> Sealed:
+    """The same version with its data key wrapped by the primary key; `encrypted` is kept.
+
+    Raises as `open` does.
+    """
+    check(name, version, sealed)
+    master_key = ring.find(name, version, sealed.key_id)
+    wrapped_key = _rewrap(master_key, ring.primary, name, version, sealed.wrapped_key)
+    if wrapped_key is None:
+        raise CannotOpen(name, version)
+    return sealed._replace(key_id=ring.primary.id, wrapped_key=wrapped_key)
+
+
+def reseal(
+    ring: KeyRing, name: str, version: int, sealed: Sealed, new_version: int
+) -> Sealed:
+    """The value of `version` under a fresh data key, as `new_version` of the same name.
+
+    Raises as `open` does.
+    """
+    check(name, version, sealed)
+    master_key = ring.find(name, version, sealed.key_id)
+    fresh = _reseal(master_key, ring.primary, name, version, sealed, new_version)
+    if fresh is None:
+        raise CannotOpen(name, version)
+    return fresh
+
+
+def check(name: object, version: object, sealed: Sealed) -> None:
+    """Raise CannotOpen for a row that no intact envelope of format 1 can come from."""
+    if (
+        type(name) is not str
+        or type(version) is not int
+        or not 0 < version < 2**63
+        or sealed.envelope_version != ENVELOPE_VERSION
+        or type(sealed.wrapped_key) is not bytes
+        or len(sealed.wrapped_key) != WRAPPED_KEY_BYTES
+        or type(sealed.encrypted) is not bytes
+        or len(sealed.encrypted) < ENCRYPTED_MIN_BYTES
+    ):
+        raise CannotOpen(name, version)
+
+
+def _context(name: str, version: int) -> bytes:
+    utf8 = name.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(
+        len(utf8).to_bytes(8, "little") + utf8 + version.to_bytes(8, "little"),
+        digest_size=CONTEXT_BYTES,
+        person=_PERSON,
+    ).digest()
+
+
+def _wrap(master_key: MasterKey, context: bytes, data_key: bytes) -> bytes:
+    nonce = os.urandom(NONCE_BYTES)
+    body: bytes = _sodium().crypto_secretbox(context + data_key, nonce, master_key._key)
+    return nonce + body
+
+
+def _unwrap(
+    master_key: MasterKey, context: bytes, wrapped_key: bytes | None
+) -> bytes | None:
+    assert wrapped_key is not None
+    try:
+        plain: bytes = _sodium().crypto_secretbox_open(
+            wrapped_key[NONCE_BYTES:], wrapped_key[:NONCE_BYTES], master_key._key
+        )
+    except _crypto_error():
+        return None
+    if plain[:CONTEXT_BYTES] != context:
+        return None
+    return plain[CONTEXT_BYTES:]
+
+
+def _encrypt(data_key: bytes, context: bytes, utf8: bytes) -> bytes:
+    sodium = _sodium()
+    nonce = os.urandom(NONCE_BYTES)
+    body: bytes = sodium.crypto_aead_xchacha20poly1305_ietf_encrypt(
+        sodium.sodium_pad(utf8, PADDING_BYTES), context, nonce, data_key
+    )
+    return nonce + body
+
+
+def _decrypt(data_key: bytes, context: bytes, encrypted: bytes | None) -> bytes | None:
+    assert encrypted is not None
+    sodium = _sodium()
+    try:
+        padded = sodium.crypto_aead_xchacha20poly1305_ietf_decrypt(
+            encrypted[NONCE_BYTES:], context, encrypted[:NONCE_BYTES], data_key
+        )
+        utf8: bytes = sodium.sodium_unpad(padded, PADDING_BYTES)
+    except _crypto_error():
+        return None
+    return utf8
+
+
+def _open(
+    master_key: MasterKey, name: str, version: int, sealed: Sealed
+) -> str | None:
+    context = _context(name, version)
+    data_key = _unwrap(master_key, context, sealed.wrapped_key)
+    if data_key is None:
+        return None
+    utf8 = _decrypt(data_key, context, sealed.encrypted)
+    if utf8 is None:
+        return None
+    try:
+        return utf8.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _rewrap(
+    old: MasterKey, new: MasterKey, name: str, version: int, wrapped_key: bytes | None
+) -> bytes | None:
+    context = _context(name, version)
+    data_key = _unwrap(old, context, wrapped_key)
+    return None if data_key is None else _wrap(new, context, data_key)
+
+
+def _reseal(
+    old: MasterKey,
+    new: MasterKey,
+    name: str,
+    version: int,
+    sealed: Sealed,
+    new_version: int,
+) -> Sealed | None:
+    value = _open(old, name, version, sealed)
+    if value is None:
+        return None
+    return Plaintext(value.encode("utf-8")).seal(new, name, new_version)

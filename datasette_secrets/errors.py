@@ -1,0 +1,110 @@
+"""The errors of this package. A message names the thing, the cause and the way out, never a value or a key."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SecretsError(Exception):
+    """What every error of this package is. `.code` is stable and fit for programs."""
+
+    code: ClassVar[str] = "secrets-error"
+
+
+class NotConfigured(SecretsError):
+    """No usable master key, or no usable database, is configured."""
+
+    code = "not-configured"
+
+
+class InvalidMasterKey(SecretsError):
+    """A configured master key cannot be used; Datasette does not start with it."""
+
+    code = "invalid-master-key"
+
+
+class UnknownMasterKey(SecretsError):
+    """A version is wrapped by a master key that is not in the key ring.
+
+    `name`: str, `version`: int, `key_id`: 16 hex digits.
+    """
+
+    code = "unknown-master-key"
+
+    def __init__(self, name: str, version: int, key_id: str) -> None:
+        self.name = name
+        self.version = version
+        self.key_id = key_id
+        super().__init__(
+            f"{name} version {version} is wrapped by master key {key_id}, "
+            "which is not configured: add it to encryption-key"
+        )
+
+
+class CannotOpen(SecretsError):
+    """A version was tampered with or damaged. `name` and `version` are what its row says."""
+
+    code = "cannot-open"
+
+    def __init__(self, name: object, version: object) -> None:
+        self.name = name
+        self.version = version
+        super().__init__(
+            f"{name} version {version} does not open: its row was damaged, moved or "
+            "tampered with; set a new value, or restore the row from a backup"
+        )
+
+
+class NeedsUpgrade(SecretsError):
+    """datasette-secrets 0.x wrote the version. `name`: str, `version`: int."""
+
+    code = "needs-upgrade"
+
+    def __init__(self, name: str, version: int) -> None:
+        self.name = name
+        self.version = version
+        super().__init__(
+            f"{name} version {version} was stored by datasette-secrets 0.x and does not "
+            "open until it is brought in: run 'datasette secrets upgrade'"
+        )
+
+
+class VersionConflict(SecretsError):
+    """Somebody else changed the secret first. Nothing was written.
+
+    `name`: str; `expected`, `actual`: version numbers, 0 for none;
+    `updated_at`: UTC `YYYY-MM-DD HH:MM:SS` or None; `updated_by`: actor id or None.
+    """
+
+    code = "version-conflict"
+
+    def __init__(
+        self,
+        name: str,
+        expected: int,
+        actual: int,
+        updated_at: str | None = None,
+        updated_by: str | None = None,
+    ) -> None:
+        self.name = name
+        self.expected = expected
+        self.actual = actual
+        self.updated_at = updated_at
+        self.updated_by = updated_by
+        changed = f", changed by {updated_by or 'somebody unknown'} at {updated_at} UTC"
+        super().__init__(
+            f"{name} is at version {actual}{changed if updated_at else ''}, "
+            f"not at version {expected}: look at it again before you change it"
+        )
+
+
+class InvalidSecret(SecretsError):
+    """A name, note, value or version that cannot be accepted. Nothing was written."""
+
+    code = "invalid-secret"
+
+
+class DatabaseUnavailable(SecretsError):
+    """The database cannot be read or written now: locked, read-only, full or broken."""
+
+    code = "database-unavailable"

@@ -1,0 +1,52 @@
+"""What plugins register: `Secret`, and the hook through which they do."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from datasette.hookspecs import hookspec
+from datasette.utils import await_me_maybe
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+
+@dataclasses.dataclass
+class Secret:
+    """A secret that a plugin needs.
+
+    `name`: up to 128 characters, and best `[A-Za-z_][A-Za-z0-9_]*`, since
+    `DATASETTE_SECRETS_<NAME>` can then be set in any shell. `description`: for people,
+    may contain HTML. `obtain_url`: where to get one, http or https. `obtain_label`: the
+    text of that link.
+    """
+
+    name: str
+    description: str | None = None
+    obtain_url: str | None = None
+    obtain_label: str | None = None
+
+
+EXAMPLE = Secret("EXAMPLE_SECRET", "An example secret")
+
+
+@hookspec
+def register_secrets(datasette: Datasette) -> Any:
+    """Return a list of Secret objects, or an async function that returns one"""
+
+
+async def get_secrets(datasette: Datasette) -> list[Secret]:
+    """Every secret that a plugin registered, in the order of registration.
+
+    The first to register a name wins. While nothing is registered it is
+    `EXAMPLE_SECRET`, so that a new user has something to try.
+    """
+    # Importing this loads every plugin, and they import this package.
+    from datasette.plugins import pm
+
+    by_name: dict[str, Secret] = {}
+    for registered in pm.hook.register_secrets(datasette=datasette):
+        for secret in await await_me_maybe(registered) or ():
+            by_name.setdefault(secret.name, secret)
+    return list(by_name.values()) or [EXAMPLE]

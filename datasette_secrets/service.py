@@ -1,0 +1,714 @@
+"""What can be done with secrets: get, set, delete, restore, roll back, destroy, list.
+
+An environment variable counts before the database. `None` means "not set"; anything
+wrong raises. A value is never a local variable of a frame that can raise, or that waits
+for something that can: with `rich` installed, Datasette prints locals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from datasette.events import Event
+from datasette.permissions import PermissionSQL
+from datasette.resources import DatabaseResource, TableResource
+from datasette.utils import StartupError
+
+from . import config, envelope, registry, store
+from .errors import DatabaseUnavailable, InvalidSecret, NeedsUpgrade, SecretsError
+from .uses import UseRecorder
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.database import Database
+
+NAME_MAX_CHARACTERS = 128
+NOTE_MAX_CHARACTERS = 100
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+class Vault:
+    """One Datasette's settings, database, open connection and recorder, put together."""
+
+    def __init__(self, datasette: Datasette) -> None:
+        self.settings = config.load(datasette)
+        self.db: Database = config.find_database(datasette, self.settings)
+        self.uses = UseRecorder(self.db)
+        self.reader: store.Reader | None = None
+        # Memory has no file to open, and its tables can be locked: threads wait better.
+        if self.settings.ring is not None and not self.db.is_memory:
+            self.reader = store.Reader(self.db)
+
+    def environment_value(self, name: str) -> str | None:
+        """What a non-empty `DATASETTE_SECRETS_<NAME>` holds, unless it is a master key."""
+        value = os.environ.get(config.ENV_PREFIX + name)
+        if not value or self.settings.is_reserved(name):
+            return None
+        ring = self.settings.ring
+        if ring is not None and ring.any_appears_in(value):
+            return None
+        return value
+
+
+def vault(datasette: Datasette) -> Vault:
+    """The Datasette's vault, made at first use.
+
+    While there is no key, it is made anew each time. Raises as `config.load` and
+    `config.find_database` do.
+    """
+    known: Vault | None = getattr(datasette, "_datasette_secrets_vault", None)
+    if known is None:
+        known = Vault(datasette)
+        if known.settings.ring is not None:
+            datasette._datasette_secrets_vault = known
+    return known
+
+
+async def get_secret(
+    datasette: Datasette, secret_name: str, actor_id: str | None = None
+) -> str | None:
+    """The value of a secret, or None when it is not set.
+
+    A non-empty environment variable `DATASETTE_SECRETS_<NAME>` counts first, then the
+    newest stored version; one that is deleted or destroyed counts as not set.
+    `secret_name`: str, registered or not. `actor_id`: the id of the actor for whom it is
+    used, recorded as `last_used_by`; None for nobody in particular.
+
+    Raises NotConfigured (a version is stored, and no master key is configured),
+    UnknownMasterKey (it needs another key), NeedsUpgrade (datasette-secrets 0.x stored
+    it), CannotOpen (its row was damaged or tampered with) and DatabaseUnavailable.
+    """
+    place = vault(datasette)
+    if place.environment_value(secret_name) is not None:
+        return place.environment_value(secret_name)
+    row = place.reader.newest_version(secret_name) if place.reader else store.BUSY
+    if isinstance(row, store.Busy):
+        row = await store.newest_version(place.db, secret_name)
+    if row is None or not row.is_readable:
+        return None
+    if row.is_legacy:
+        raise NeedsUpgrade(secret_name, row.version)
+    ring = place.settings.require_ring()
+    user = str(actor_id) if actor_id else None
+    if not place.uses.is_recorded(row, user):
+        envelope.open(ring, row.name, row.version, row.sealed)
+        await place.uses.record(row, user)
+    return envelope.open(ring, row.name, row.version, row.sealed)
+
+
+async def set_secret(
+    datasette: Datasette,
+    name: str,
+    value: str,
+    *,
+    note: str | None = None,
+    actor_id: str | None = None,
+    expected_version: int | None = None,
+) -> int:
+    """Store a new version of a secret and return its number: 1, 2, 3 …
+
+    `value`: 1 to 65,536 bytes of UTF-8 with no NUL. `note`: up to 100 characters for
+    people; None keeps the one before. `expected_version`: the newest version that the
+    caller knows of, 0 for none; None not to check.
+
+    Raises InvalidSecret, VersionConflict, NotConfigured and DatabaseUnavailable; nothing
+    is then stored.
+    """
+    plaintext = envelope.Plaintext.parse(value)
+    del value
+    if isinstance(plaintext, str):
+        raise InvalidSecret(f"The value of {name} cannot be stored: {plaintext}")
+    place = vault(datasette)
+    await _check_name(datasette, place, name)
+    _check_note(note)
+    primary = place.settings.require_ring().primary
+    await store.ensure_migrated(place.db)
+
+    def seal(version: int) -> envelope.Sealed:
+        return plaintext.seal(primary, name, version)
+
+    def insert_secret_version(
+        conn: Any, track_event: Callable[[Event], None]
+    ) -> int:
+        version = store.insert_version(
+            conn,
+            name,
+            seal,
+            note=note,
+            actor_id=_id(actor_id),
+            now=now(),
+            expected_version=expected_version,
+        )
+        _announce(datasette, track_event, SetSecret(_actor(actor_id), name, version))
+        return version
+
+    return await store.write(place.db, insert_secret_version)
+
+
+async def set_note(
+    datasette: Datasette,
+    name: str,
+    note: str,
+    *,
+    actor_id: str | None = None,
+    expected_version: int | None = None,
+) -> int:
+    """Change the note of the newest version, whose number is returned.
+
+    Raises InvalidSecret, VersionConflict, NotConfigured and DatabaseUnavailable.
+    """
+    place = vault(datasette)
+    _check_note(note)
+    await store.ensure_migrated(place.db)
+
+    def set_secret_note(conn: Any) -> int:
+        return store.set_note(
+            conn,
+            name,
+            note,
+            actor_id=_id(actor_id),
+            now=now(),
+            expected_version=expected_version,
+        )
+
+    return await store.write(place.db, set_secret_note)
+
+
+async def delete_secret(
+    datasette: Datasette,
+    name: str,
+    *,
+    actor_id: str | None = None,
+    expected_version: int | None = None,
+) -> int:
+    """Mark the newest version as deleted and return its number; it can be restored.
+
+    `get_secret` then returns None. One that is deleted already stays as it is.
+    Raises InvalidSecret when nothing is stored, VersionConflict and DatabaseUnavailable.
+    """
+    place = vault(datasette)
+    await store.ensure_migrated(place.db)
+
+    def delete_secret_version(
+        conn: Any, track_event: Callable[[Event], None]
+    ) -> int:
+        version, changed = store.mark_deleted(
+            conn,
+            name,
+            actor_id=_id(actor_id),
+            now=now(),
+            expected_version=expected_version,
+        )
+        if changed:
+            event = DeleteSecret(_actor(actor_id), name, version)
+            _announce(datasette, track_event, event)
+        return version
+
+    return await store.write(place.db, delete_secret_version)
+
+
+async def restore_secret(
+    datasette: Datasette,
+    name: str,
+    *,
+    actor_id: str | None = None,
+    expected_version: int | None = None,
+) -> int:
+    """Clear the deleted mark of the newest version and return its number.
+
+    Raises InvalidSecret when nothing is stored or that version was destroyed,
+    VersionConflict and DatabaseUnavailable.
+    """
+    place = vault(datasette)
+    await store.ensure_migrated(place.db)
+
+    def restore_secret_version(
+        conn: Any, track_event: Callable[[Event], None]
+    ) -> int:
+        version, changed = store.clear_deleted(
+            conn, name, expected_version=expected_version
+        )
+        if changed:
+            event = RestoreSecret(_actor(actor_id), name, version)
+            _announce(datasette, track_event, event)
+        return version
+
+    return await store.write(place.db, restore_secret_version)
+
+
+async def roll_back(
+    datasette: Datasette,
+    name: str,
+    version: int,
+    *,
+    actor_id: str | None = None,
+    expected_version: int | None = None,
+) -> int:
+    """Seal the value of an earlier version afresh as a new one; returns its number.
+
+    Raises InvalidSecret when there is no such version or it was destroyed, and what
+    `get_secret` and `set_secret` raise.
+    """
+    place = vault(datasette)
+    ring = place.settings.require_ring()
+    await store.ensure_migrated(place.db)
+
+    def roll_back_secret(conn: Any, track_event: Callable[[Event], None]) -> int:
+        row = store.find_version(conn, name, version)
+        if row.is_legacy:
+            raise NeedsUpgrade(name, version)
+        new_version = store.insert_version(
+            conn,
+            name,
+            lambda number: envelope.reseal(
+                ring, row.name, row.version, row.sealed, number
+            ),
+            note=None,
+            actor_id=_id(actor_id),
+            now=now(),
+            expected_version=expected_version,
+        )
+        event = SetSecret(_actor(actor_id), name, new_version)
+        _announce(datasette, track_event, event)
+        return new_version
+
+    return await store.write(place.db, roll_back_secret)
+
+
+async def destroy_versions(
+    datasette: Datasette,
+    name: str,
+    versions: Sequence[object],
+    *,
+    actor_id: str | None = None,
+    vacuum: bool = False,
+) -> tuple[int, store.CleanUp]:
+    """Remove the values of some versions for good: how many, and what became of the rest.
+
+    Their record stays. `vacuum`: rewrite the file even if it is large or a named
+    database. Raises InvalidSecret when a version is not stored, and DatabaseUnavailable.
+    """
+    place = vault(datasette)
+    await store.ensure_migrated(place.db)
+
+    def destroy_secret_versions(
+        conn: Any, track_event: Callable[[Event], None]
+    ) -> int:
+        destroyed = store.destroy(conn, name, versions)
+        if destroyed:
+            event = DestroySecret(_actor(actor_id), name, list(versions))
+            _announce(datasette, track_event, event)
+        return destroyed
+
+    destroyed = await store.write(place.db, destroy_secret_versions)
+    return destroyed, await clean_up(place, vacuum=vacuum)
+
+
+async def clean_up(place: Vault, *, vacuum: bool = False) -> store.CleanUp:
+    """Leave nothing of destroyed values and replaced wraps in the database's files.
+
+    Its `remains` says in one sentence what may be left and what to do about it.
+    """
+    is_small = store.file_bytes(place.db) < store.VACUUM_MAX_BYTES
+    vacuum = vacuum or (place.settings.database is None and is_small)
+    done = await store.clean_up(place.db, vacuum=vacuum)
+    remains = []
+    if not vacuum:
+        remains.append(
+            "traces of old ciphertext may remain in unused parts of the file: run "
+            "'datasette secrets rotate-key --vacuum' when it can be rewritten"
+        )
+    if not done.log_emptied:
+        remains.append(
+            "old ciphertext remains in the write-ahead log, which another process "
+            "holds: run 'datasette secrets rotate-key' again when that has finished"
+        )
+    return dataclasses.replace(done, remains="; ".join(remains) or None)
+
+
+# What there is, all of it known without opening anything.
+
+
+STATES = (
+    "stored",
+    "environment",
+    "not-set",
+    "deleted",
+    "destroyed",
+    "needs-upgrade",
+    "needs-key",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """A secret as the list shows it.
+
+    `state`: one of STATES. `registered`: what the plugin says that waits for it, if one
+    does. `newest`: its newest stored version, also where the environment overrides it.
+    """
+
+    name: str
+    state: str
+    registered: registry.Secret | None
+    newest: store.Version | None
+
+
+async def list_secrets(
+    datasette: Datasette,
+    *,
+    contains: str = "",
+    after: str | None = None,
+    limit: int | None = None,
+) -> list[Listed]:
+    """Every secret that is registered or stored, by name.
+
+    `contains`: only names with this in them, whatever the case. `after`, `limit`: a page.
+    Reserved names are left out. Raises DatabaseUnavailable.
+    """
+    place = vault(datasette)
+    registered = {
+        secret.name: secret for secret in await registry.get_secrets(datasette)
+    }
+    stored = {
+        version.name: version
+        for version in await store.newest_versions(
+            place.db, contains=contains, after=after, limit=-1 if limit is None else limit
+        )
+    }
+    waiting = {
+        name
+        for name in registered
+        if contains.casefold() in name.casefold() and (after is None or name > after)
+    }
+    # Names as code points, which is how SQLite orders their UTF-8.
+    return [
+        _listed(place, name, registered.get(name), stored.get(name))
+        for name in sorted(waiting | stored.keys())
+        if not place.settings.is_reserved(name)
+    ][:limit]
+
+
+async def find_secret(datasette: Datasette, name: str) -> Listed | None:
+    """The secret of this name if it is registered or stored. Raises DatabaseUnavailable."""
+    place = vault(datasette)
+    if place.settings.is_reserved(name):
+        return None
+    versions = await store.history(place.db, name)
+    registered = {
+        secret.name: secret for secret in await registry.get_secrets(datasette)
+    }
+    if not versions and name not in registered:
+        return None
+    return _listed(
+        place, name, registered.get(name), versions[0] if versions else None
+    )
+
+
+def _listed(
+    place: Vault,
+    name: str,
+    registered: registry.Secret | None,
+    newest: store.Version | None,
+) -> Listed:
+    return Listed(name, _state(place, name, newest), registered, newest)
+
+
+def _state(place: Vault, name: str, newest: store.Version | None) -> str:
+    if place.environment_value(name) is not None:
+        return "environment"
+    if newest is None:
+        return "not-set"
+    if newest.is_destroyed:
+        return "destroyed"
+    if newest.is_deleted:
+        return "deleted"
+    if newest.is_legacy:
+        return "needs-upgrade"
+    ring = place.settings.ring
+    return "stored" if ring is not None and newest.key_id in ring else "needs-key"
+
+
+async def announce_rotation(
+    datasette: Datasette, key_id: str, versions: int, actor_id: str | None
+) -> None:
+    """Send the event of a rotation."""
+    if hasattr(datasette, "event_classes"):
+        await datasette.track_event(
+            RotateEncryptionKey(_actor(actor_id), key_id, versions)
+        )
+
+
+async def start(datasette: Datasette) -> None:
+    """Check the settings and migrate the table.
+
+    Raises Datasette's StartupError, with one sentence, for settings that cannot be used.
+    What is merely unfortunate is said on stderr.
+    """
+    try:
+        place = vault(datasette)
+    except SecretsError as error:
+        raise StartupError(str(error)) from None
+    if place.settings.ring is None:
+        _warn(place.settings.missing)
+    elif place.db.is_mutable:
+        try:
+            await store.ensure_migrated(place.db)
+        except DatabaseUnavailable as error:
+            _warn(f"{error}; secrets can be read, and not changed")
+    else:
+        _warn("the database of the secrets is immutable: they can be read, not changed")
+    legacy = sum(
+        count.versions for count in await store.key_counts(place.db) if count.legacy
+    )
+    if legacy:
+        _warn(
+            f"{legacy} versions were stored by datasette-secrets 0.x and do not open "
+            "until they are brought in: run 'datasette secrets upgrade'"
+        )
+    for warning in await exposure(datasette):
+        _warn(warning)
+
+
+def _warn(sentence: str) -> None:
+    print(f"{config.PLUGIN}: {sentence}", file=sys.stderr)
+
+
+async def stop(datasette: Datasette) -> None:
+    """Write the uses that wait."""
+    known: Vault | None = getattr(datasette, "_datasette_secrets_vault", None)
+    if known is not None:
+        await known.uses.flush()
+
+
+def table_lock(datasette: Datasette, action: str) -> PermissionSQL | None:
+    """A rule that nobody, root included, may do `action` to the table of secrets.
+
+    It covers every action on tables, of other plugins too, in the database that the
+    configuration names. The internal database needs none: it has no table pages.
+    """
+    name = config.database_name(datasette)
+    known = datasette.actions.get(action)
+    if (
+        name is None
+        or known is None
+        or known.resource_class is None
+        or not issubclass(known.resource_class, TableResource)
+    ):
+        return None
+    return PermissionSQL(
+        sql=(
+            "select :datasette_secrets_database as parent, 'datasette_secrets' as child, "
+            "0 as allow, 'only datasette-secrets touches this table' as reason"
+        ),
+        params={"datasette_secrets_database": name},
+    )
+
+
+async def exposure(datasette: Datasette) -> list[str]:
+    """Warnings about who can read the rows of a named database by SQL, or download it."""
+    place = vault(datasette)
+    name = place.settings.database
+    if name is None:
+        return []
+    resource = DatabaseResource(name)
+    warnings = []
+    for action, can in (
+        ("execute-sql", "run SQL in"),
+        ("view-database-download", "download"),
+    ):
+        for who, actor in (
+            ("anyone, without signing in,", None),
+            ("anyone who is signed in", {"id": "datasette-secrets:nobody"}),
+        ):
+            if await datasette.allowed(action=action, resource=resource, actor=actor):
+                warnings.append(
+                    f"{who} can {can} the database '{name}', and so see names, notes, "
+                    "times, actors and ciphertext of the secrets: leave 'database' out, "
+                    f"or restrict '{action}' there"
+                )
+                break
+    return warnings
+
+
+async def is_registered(datasette: Datasette, name: str) -> bool:
+    """Whether a plugin registered a secret of this name."""
+    return any(secret.name == name for secret in await registry.get_secrets(datasette))
+
+
+async def _check_name(datasette: Datasette, place: Vault, name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise InvalidSecret("A secret needs a name")
+    if place.settings.is_reserved(name):
+        raise InvalidSecret(
+            f"{name} is reserved: DATASETTE_SECRETS_{name.upper()} holds a master key"
+        )
+    if len(name) > NAME_MAX_CHARACTERS:
+        raise InvalidSecret(
+            f"A name has at most {NAME_MAX_CHARACTERS} characters, not {len(name)}"
+        )
+    if _NAME.match(name) or await is_registered(datasette, name):
+        return
+    if not await store.history(place.db, name):
+        raise InvalidSecret(
+            "A name is made of letters, digits and underscores and does not begin "
+            "with a digit"
+        )
+
+
+def _check_note(note: object) -> None:
+    if note is None:
+        return
+    if not isinstance(note, str):
+        raise InvalidSecret("A note is text")
+    if len(note) > NOTE_MAX_CHARACTERS:
+        raise InvalidSecret(
+            f"A note has at most {NOTE_MAX_CHARACTERS} characters, not {len(note)}"
+        )
+    if "\0" in note or any("\ud800" <= character <= "\udfff" for character in note):
+        raise InvalidSecret("A note is valid UTF-8 without NUL")
+
+
+def now() -> str:
+    """This second in UTC, `YYYY-MM-DD HH:MM:SS`."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+
+
+def _id(actor_id: object) -> str | None:
+    return str(actor_id) if actor_id else None
+
+
+def _actor(actor_id: object) -> dict[str, str] | None:
+    return {"id": str(actor_id)} if actor_id else None
+
+
+# Events. None carries a value.
+
+
+@dataclasses.dataclass
+class SetSecret(Event):
+    """
+    Event name: ``set-secret``
+
+    A new version of a secret was stored.
+
+    :ivar secret: The name of the secret.
+    :type secret: str
+    :ivar version: The number of the new version.
+    :type version: int
+    """
+
+    name: ClassVar[str] = "set-secret"  # type: ignore[misc]  # a property in the base
+    secret: str
+    version: int
+
+
+@dataclasses.dataclass
+class DeleteSecret(Event):
+    """
+    Event name: ``delete-secret``
+
+    A secret was deleted: its newest version was marked.
+
+    :ivar secret: The name of the secret.
+    :type secret: str
+    :ivar version: The number of the version that was marked.
+    :type version: int
+    """
+
+    name: ClassVar[str] = "delete-secret"  # type: ignore[misc]  # a property in the base
+    secret: str
+    version: int
+
+
+@dataclasses.dataclass
+class RestoreSecret(Event):
+    """
+    Event name: ``restore-secret``
+
+    A deleted secret was restored.
+
+    :ivar secret: The name of the secret.
+    :type secret: str
+    :ivar version: The number of the version that counts again.
+    :type version: int
+    """
+
+    name: ClassVar[str] = "restore-secret"  # type: ignore[misc]  # a property in the base
+    secret: str
+    version: int
+
+
+@dataclasses.dataclass
+class DestroySecret(Event):
+    """
+    Event name: ``destroy-secret``
+
+    The values of some versions of a secret were destroyed.
+
+    :ivar secret: The name of the secret.
+    :type secret: str
+    :ivar versions: The numbers of those versions.
+    :type versions: list
+    """
+
+    name: ClassVar[str] = "destroy-secret"  # type: ignore[misc]  # a property in the base
+    secret: str
+    versions: list[object]
+
+
+@dataclasses.dataclass
+class RotateEncryptionKey(Event):
+    """
+    Event name: ``rotate-encryption-key``
+
+    Versions were re-wrapped with the primary master key.
+
+    :ivar key_id: The id of that key.
+    :type key_id: str
+    :ivar versions: How many versions were re-wrapped.
+    :type versions: int
+    """
+
+    name: ClassVar[str] = "rotate-encryption-key"  # type: ignore[misc]  # a property in the base
+    key_id: str
+    versions: int
+
+
+@dataclasses.dataclass
+class UpgradeSecrets(Event):
+    """
+    Event name: ``upgrade-secrets``
+
+    Versions that datasette-secrets 0.x stored were re-sealed.
+
+    :ivar versions: How many versions were re-sealed.
+    :type versions: int
+    """
+
+    name: ClassVar[str] = "upgrade-secrets"  # type: ignore[misc]  # a property in the base
+    versions: int
+
+
+EVENTS = (
+    SetSecret,
+    DeleteSecret,
+    RestoreSecret,
+    DestroySecret,
+    RotateEncryptionKey,
+    UpgradeSecrets,
+)
+
+
+def _announce(
+    datasette: Datasette, track_event: Callable[[Event], None], event: Event
+) -> None:
+    """Queue the event for after the commit. The shell starts no plugins, so has none."""
+    if hasattr(datasette, "event_classes"):
+        track_event(event)

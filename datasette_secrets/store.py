@@ -1,0 +1,940 @@
+"""Runs the SQL: every statement and every migration. Never sees a value or a key.
+
+Versions are the rows of one table, `datasette_secrets`; the newest of a name counts, by
+`order by version desc, id`: where datasette-secrets 0.x left one version twice, it served
+the lowest id, and so does this.
+
+Reads that many callers wait for run on the event loop's thread, on a connection that is
+already open and never waits for a lock (`Reader`). All other reads run in Datasette's
+threads. Every write is one transaction that takes the write lock first.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import sqlite_utils
+
+from .envelope import ENVELOPE_VERSION, Sealed
+from .errors import DatabaseUnavailable, InvalidSecret, VersionConflict
+
+if TYPE_CHECKING:
+    from datasette.database import Database
+
+TABLE = "datasette_secrets"
+VACUUM_MAX_BYTES = 50_000_000
+_USE_BUSY_TIMEOUT_MS = 40
+
+T = TypeVar("T")
+
+
+class Newest(NamedTuple):
+    """The newest version of a secret, as the read path needs it."""
+
+    id: int
+    name: str
+    version: int
+    envelope_version: int | None
+    key_id: str
+    wrapped_key: bytes | None
+    encrypted: bytes | None
+    deleted_at: str | None
+    last_used_at: str | None
+
+    @property
+    def sealed(self) -> Sealed:
+        return Sealed(
+            self.envelope_version, self.key_id, self.wrapped_key, self.encrypted
+        )
+
+    @property
+    def is_readable(self) -> bool:
+        """False once deleted or destroyed: it then reads as not set."""
+        return self.deleted_at is None and not (
+            self.encrypted is None and self.wrapped_key is None
+        )
+
+    @property
+    def is_legacy(self) -> bool:
+        """Whether datasette-secrets 0.x wrote it."""
+        return self.envelope_version is None and self.wrapped_key is None
+
+
+class Row(NamedTuple):
+    """A stored version with its envelope, as rotation and verification need it."""
+
+    id: int
+    name: str
+    version: int
+    envelope_version: int | None
+    key_id: str
+    wrapped_key: bytes | None
+    encrypted: bytes | None
+
+    sealed = Newest.sealed
+    is_legacy = Newest.is_legacy
+
+
+@dataclass(frozen=True)
+class Version:
+    """What is known of a version without opening it. Times are UTC, actors are ids."""
+
+    id: int
+    name: str
+    version: int
+    note: str | None
+    key_id: str
+    created_at: str | None
+    created_by: str | None
+    updated_at: str | None
+    updated_by: str | None
+    deleted_at: str | None
+    deleted_by: str | None
+    last_used_at: str | None
+    last_used_by: str | None
+    is_destroyed: bool
+    is_legacy: bool
+
+    @property
+    def is_deleted(self) -> bool:
+        return self.deleted_at is not None
+
+
+@dataclass(frozen=True)
+class KeyCount:
+    """How many versions name one master key. `legacy` ones were written by 0.x."""
+
+    key_id: str
+    versions: int
+    legacy: bool
+
+
+@dataclass(frozen=True)
+class CleanUp:
+    """What a clean-up could do. `remains` says what may be left in the files, if anything."""
+
+    vacuumed: bool
+    log_emptied: bool
+    remains: str | None = None
+
+
+class Use(NamedTuple):
+    """Actor `actor_id` read row `id` in the UTC second `at`."""
+
+    id: int
+    at: str
+    actor_id: str | None
+
+
+# Columns, in the order of the classes above.
+
+_NEWEST = (
+    "id, name, version, envelope_version, encryption_key_name, wrapped_key, encrypted, "
+    "deleted_at, last_used_at"
+)
+_ROW = (
+    "id, name, version, envelope_version, encryption_key_name, wrapped_key, encrypted"
+)
+_VERSION = (
+    "id, name, version, note, encryption_key_name, created_at, created_by, updated_at, "
+    "updated_by, deleted_at, deleted_by, last_used_at, last_used_by, "
+    "encrypted is null and wrapped_key is null, "
+    "encrypted is not null and wrapped_key is null and envelope_version is null"
+)
+_ORDER = "order by version desc, id limit 1"
+_SELECT_NEWEST = f"select {_NEWEST} from {TABLE} where name = :name {_ORDER}"  # noqa: S608
+
+
+def _before_migration(sql: str) -> str:
+    """The same query on a table that 0.x made and no migration has reached yet."""
+    return sql.replace("wrapped_key", "null").replace("envelope_version", "null")
+
+
+# Migrations. One that shipped is never edited, and every one is harmless to run again:
+# the record of what ran lies in a table that others can write.
+
+migrations = sqlite_utils.Migrations("datasette-secrets")
+
+
+@migrations(name="0001_table")
+def _create_table(db: sqlite_utils.Database) -> None:
+    db.execute(
+        f"""create table if not exists {TABLE} (
+            id integer primary key,
+            name text not null,
+            note text,
+            version integer not null default 1,
+            encrypted blob,
+            encryption_key_name text not null,
+            created_at text,
+            created_by text,
+            updated_at text,
+            updated_by text,
+            deleted_at text,
+            deleted_by text,
+            last_used_at text,
+            last_used_by text,
+            wrapped_key blob,
+            envelope_version integer
+        )"""
+    )
+    columns = {row[1] for row in db.execute(f"pragma table_info({TABLE})").fetchall()}
+    for column, type_ in (("wrapped_key", "blob"), ("envelope_version", "integer")):
+        if column not in columns:
+            db.execute(f"alter table {TABLE} add column {column} {type_}")
+
+
+@migrations(name="0002_unique_versions")
+def _make_versions_unique(db: sqlite_utils.Database) -> None:
+    """0.x could store one version twice. The row that it served stays the newest."""
+    doubled = db.execute(
+        f"select distinct name from {TABLE} group by name, version having count(*) > 1"  # noqa: S608
+    ).fetchall()
+    for (name,) in doubled:
+        _renumber(db, name)
+    still_doubled = db.execute(
+        f"select 1 from {TABLE} group by name, version having count(*) > 1 limit 1"  # noqa: S608
+    ).fetchall()
+    if not still_doubled:
+        db.execute(
+            f"create unique index if not exists {TABLE}_name_version "
+            f"on {TABLE} (name, version)"
+        )
+
+
+def _renumber(db: sqlite_utils.Database, name: str) -> None:
+    """Give each version of `name` that 0.x wrote a number of its own, order kept.
+
+    A version in an envelope is tied to its number and keeps it.
+    """
+    rows = db.execute(
+        f"select id, version, wrapped_key is null from {TABLE} "  # noqa: S608
+        "where name = :name order by version, id desc",
+        {"name": name},
+    ).fetchall()
+    taken = {version for _, version, is_free in rows if not is_free}
+    last = 0
+    for row_id, version, is_free in rows:
+        if is_free:
+            number = max(last + 1, version if isinstance(version, int) else 1)
+            while number in taken:
+                number += 1
+            db.execute(
+                f"update {TABLE} set version = :number where id = :id",  # noqa: S608
+                {"number": number, "id": row_id},
+            )
+            last = number
+        elif isinstance(version, int):
+            last = max(last, version)
+
+
+def _apply_migrations(conn: sqlite3.Connection) -> None:
+    db = sqlite_utils.Database(conn, execute_plugins=False)
+    migrations.apply(db)
+    if not _is_complete(conn):
+        _create_table(db)
+        _make_versions_unique(db)
+
+
+def _is_complete(conn: sqlite3.Connection) -> bool:
+    columns = {row[1] for row in conn.execute(f"pragma table_info({TABLE})").fetchall()}
+    return {"id", "wrapped_key", "envelope_version"} <= columns
+
+
+async def migrate(db: Database) -> None:
+    """Bring the table to this version's shape; does nothing when it has it already.
+
+    Raises DatabaseUnavailable.
+    """
+
+    def migrate_secrets_table(conn: sqlite3.Connection) -> None:
+        _apply_migrations(conn)
+
+    await write(db, migrate_secrets_table)
+
+
+# Reading and writing.
+
+
+async def read(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
+    """`fn(conn)` on a connection of Datasette's, in a thread.
+
+    Raises DatabaseUnavailable where the database cannot be read.
+    """
+    try:
+        try:
+            return await db.execute_fn(fn)  # type: ignore[no-any-return]
+        except sqlite3.OperationalError as error:
+            if not _wants_writer(error) or not db.is_mutable:
+                raise
+        # Shared-cache memory that is locked, or a journal that a killed writer left: the
+        # write connection waits its turn, and may roll the journal back.
+        return await db.execute_write_fn(fn, transaction=False)  # type: ignore[no-any-return]
+    except sqlite3.DatabaseError as error:
+        raise _unavailable(error, "read") from None
+
+
+async def write(db: Database, fn: Callable[..., T]) -> T:
+    """`fn(conn)` in one transaction that takes the write lock first, on the write thread.
+
+    `fn` may declare `track_event`; its events go out after the commit. An error rolls
+    back and is raised here: raised there, Datasette would print it.
+    Raises DatabaseUnavailable where the database cannot be written.
+    """
+    if not db.is_mutable:
+        raise DatabaseUnavailable(f"The database {_describe(db)} is immutable")
+
+    @wraps(fn)
+    def in_transaction(conn: sqlite3.Connection, *events: Any) -> T | Exception:
+        try:
+            with transaction(conn):
+                return fn(conn, *events)
+        except Exception as error:  # it is raised again below, in the caller's frame
+            return error.with_traceback(None)
+
+    try:
+        outcome = await db.execute_write_fn(in_transaction, transaction=False)
+    except sqlite3.DatabaseError as error:
+        outcome = error
+    if isinstance(outcome, sqlite3.DatabaseError):
+        raise _unavailable(outcome, "written") from None
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome  # type: ignore[no-any-return]
+
+
+@contextmanager
+def transaction(conn: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that takes the write lock first and overwrites what it deletes."""
+    conn.execute("pragma secure_delete = on").fetchall()
+    conn.execute("begin immediate")
+    try:
+        yield
+        conn.execute("commit")
+    except BaseException:
+        if conn.in_transaction:
+            conn.execute("rollback")
+        raise
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code. Python 3.10 does not tell it: then, by the message."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
+        return int(code) & 0xFF
+    for text, known in _CODES.items():
+        if text in str(error):
+            return known
+    return 1
+
+
+_BUSY, _LOCKED, _READONLY, _FULL, _CORRUPT, _CANTOPEN, _NOTADB = 5, 6, 8, 13, 11, 14, 26
+_CODES = {
+    "database table is locked": _LOCKED,
+    "database schema is locked": _LOCKED,
+    "database is locked": _BUSY,
+    "readonly database": _READONLY,
+    "disk is full": _FULL,
+    "malformed": _CORRUPT,
+    "unable to open": _CANTOPEN,
+    "not a database": _NOTADB,
+}
+_CAUSES = {
+    _BUSY: "another process holds its lock: try again when that has finished",
+    _LOCKED: "another connection holds its lock: try again when that has finished",
+    _READONLY: "it is read-only: check the permissions of the file and its folder",
+    _FULL: "the disk is full: nothing was changed; make room and try again",
+    _CORRUPT: "it is damaged: restore it from a backup",
+    _CANTOPEN: "it cannot be opened: check the path and its permissions",
+    _NOTADB: "it is not a SQLite database",
+}
+
+
+def _wants_writer(error: sqlite3.Error) -> bool:
+    return _code(error) in (_LOCKED, _READONLY)
+
+
+def _unavailable(error: sqlite3.Error, verb: str) -> DatabaseUnavailable:
+    cause = _CAUSES.get(_code(error), f"SQLite says: {error}")
+    return DatabaseUnavailable(f"The database of the secrets cannot be {verb}: {cause}")
+
+
+def _describe(db: Database) -> str:
+    return repr(db.path or db.name)
+
+
+def is_temporary(db: Database) -> bool:
+    """Whether the database is gone when the process ends."""
+    return bool(db.is_memory or getattr(db, "is_temp_disk", False))
+
+
+# The read path.
+
+
+class Busy:
+    """The answer of `Reader.newest_version` when it would have had to wait."""
+
+
+BUSY = Busy()
+
+
+class Reader:
+    """Reads on the caller's thread from one open connection, and never waits.
+
+    The connection belongs to Datasette's `Database`, which closes it with itself.
+    A call that meets another one in progress, or a lock, gets `BUSY`.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._lock = threading.Lock()
+        self._conn: sqlite3.Connection | None = None
+
+    def newest_version(self, name: str) -> Newest | None | Busy:
+        """The newest version of `name`, or None when nothing is stored."""
+        if not self._lock.acquire(blocking=False):
+            return BUSY
+        try:
+            conn = self._conn or self._connect()
+            # All rows are fetched: a cursor left open would hold the write-ahead log.
+            rows = conn.execute(_SELECT_NEWEST, {"name": name}).fetchall()
+        except sqlite3.Error:
+            # Whatever it is, the way through Datasette's threads waits, or says it.
+            return BUSY
+        finally:
+            self._lock.release()
+        return Newest._make(rows[0]) if rows else None
+
+    def _connect(self) -> sqlite3.Connection:
+        conn: sqlite3.Connection = self._db.connect()
+        conn.text_factory = _text
+        conn.execute("pragma query_only = on").fetchall()
+        conn.execute("pragma busy_timeout = 0").fetchall()
+        self._conn = conn
+        return conn
+
+
+def _text(utf8: bytes) -> str:
+    return utf8.decode("utf-8", "replace")
+
+
+async def newest_version(db: Database, name: str) -> Newest | None:
+    """The newest version of `name`, or None when nothing is stored or there is no table.
+
+    Raises DatabaseUnavailable.
+    """
+
+    def newest_secret_version(conn: sqlite3.Connection) -> Newest | None:
+        rows = _select(conn, _SELECT_NEWEST, {"name": name})
+        return Newest._make(rows[0]) if rows else None
+
+    return await read(db, newest_secret_version)
+
+
+def _select(
+    conn: sqlite3.Connection, sql: str, parameters: dict[str, object]
+) -> list[tuple[Any, ...]]:
+    """All rows; none without the table, and of a table not yet migrated what it has."""
+    try:
+        return conn.execute(sql, parameters).fetchall()
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return []
+        if "no such column" in str(error):
+            return conn.execute(_before_migration(sql), parameters).fetchall()
+        raise
+
+
+# Changing a secret. All of these run inside `write`.
+
+
+def insert_version(
+    conn: sqlite3.Connection,
+    name: str,
+    seal: Callable[[int], Sealed],
+    *,
+    note: str | None,
+    actor_id: str | None,
+    now: str,
+    expected_version: int | None = None,
+) -> int:
+    """Store a new version, sealed for the number that is free, and return that number.
+
+    `note` None keeps the note of the version before. Raises VersionConflict.
+    """
+    newest = _newest(conn, name)
+    if expected_version is not None:
+        _check_expected(name, newest, expected_version)
+    version = _next_version(conn, name)
+    sealed = seal(version)
+    if note is None:
+        note = newest.note if newest else None
+    conn.execute(
+        f"""insert into {TABLE} (
+            name, note, version, encrypted, encryption_key_name, wrapped_key,
+            envelope_version, created_at, created_by, updated_at, updated_by
+        ) values (
+            :name, :note, :version, :encrypted, :key_id, :wrapped_key,
+            :envelope_version, :now, :actor_id, :now, :actor_id
+        )""",  # noqa: S608
+        {
+            "name": name,
+            "note": note,
+            "version": version,
+            "now": now,
+            "actor_id": actor_id,
+            **sealed._asdict(),
+        },
+    )
+    return version
+
+
+def _next_version(conn: sqlite3.Connection, name: str) -> int:
+    """The number after the newest.
+
+    A damaged row, whose version is no positive integer, gets a number first: SQLite
+    orders text after numbers, so it would stand before every version to come.
+    """
+    [(last,)] = conn.execute(
+        f"select max(version) from {TABLE} "  # noqa: S608
+        "where name = :name and typeof(version) = 'integer'",
+        {"name": name},
+    ).fetchall()
+    last = max(last or 0, 0)
+    damaged = conn.execute(
+        f"select id from {TABLE} where name = :name "  # noqa: S608
+        "and typeof(version) != 'integer' order by version, id desc",
+        {"name": name},
+    ).fetchall()
+    for (row_id,) in damaged:
+        last += 1
+        conn.execute(
+            f"update {TABLE} set version = :version where id = :id",  # noqa: S608
+            {"version": last, "id": row_id},
+        )
+    return int(last) + 1
+
+
+def set_note(
+    conn: sqlite3.Connection,
+    name: str,
+    note: str,
+    *,
+    actor_id: str | None,
+    now: str,
+    expected_version: int | None = None,
+) -> int:
+    """Change the note of the newest version and return its number.
+
+    Raises InvalidSecret when nothing is stored, and VersionConflict.
+    """
+    newest = _require_newest(conn, name, expected_version)
+    conn.execute(
+        f"update {TABLE} set note = :note, updated_at = :now, updated_by = :actor_id "  # noqa: S608
+        "where id = :id",
+        {"note": note, "now": now, "actor_id": actor_id, "id": newest.id},
+    )
+    return newest.version
+
+
+def mark_deleted(
+    conn: sqlite3.Connection,
+    name: str,
+    *,
+    actor_id: str | None,
+    now: str,
+    expected_version: int | None = None,
+) -> tuple[int, bool]:
+    """Mark the newest version as deleted: its number, and whether it was not already.
+
+    Raises InvalidSecret when nothing is stored, and VersionConflict.
+    """
+    newest = _require_newest(conn, name, expected_version)
+    if newest.is_deleted:
+        return newest.version, False
+    conn.execute(
+        f"update {TABLE} set deleted_at = :now, deleted_by = :actor_id where id = :id",  # noqa: S608
+        {"now": now, "actor_id": actor_id, "id": newest.id},
+    )
+    return newest.version, True
+
+
+def clear_deleted(
+    conn: sqlite3.Connection, name: str, *, expected_version: int | None = None
+) -> tuple[int, bool]:
+    """Clear the mark of the newest version: its number, and whether there was one.
+
+    Raises InvalidSecret when nothing is stored or it was destroyed, and VersionConflict.
+    """
+    newest = _require_newest(conn, name, expected_version)
+    if newest.is_destroyed:
+        raise InvalidSecret(
+            f"{name} version {newest.version} was destroyed and cannot be restored: "
+            "set a new value, or roll back to an earlier version"
+        )
+    if not newest.is_deleted:
+        return newest.version, False
+    conn.execute(
+        f"update {TABLE} set deleted_at = null, deleted_by = null where id = :id",  # noqa: S608
+        {"id": newest.id},
+    )
+    return newest.version, True
+
+
+def destroy(conn: sqlite3.Connection, name: str, versions: Iterable[object]) -> int:
+    """Remove the values of the named versions for good; returns how many had one.
+
+    A version that is no integer is named by its text. Raises InvalidSecret for one that
+    is not stored; nothing is then destroyed.
+    """
+    destroyed = 0
+    for version in versions:
+        named = {"name": name, "version": str(version)}
+        cursor = conn.execute(
+            f"update {TABLE} set encrypted = null, wrapped_key = null "  # noqa: S608
+            "where name = :name and cast(version as text) = :version "
+            "and not (encrypted is null and wrapped_key is null)",
+            named,
+        )
+        destroyed += cursor.rowcount
+        if not cursor.rowcount and not _exists(conn, named):
+            raise InvalidSecret(f"{name} has no version {version}")
+    return destroyed
+
+
+def find_version(conn: sqlite3.Connection, name: str, version: int) -> Row:
+    """One stored version with its envelope.
+
+    Raises InvalidSecret when there is none, or when it was destroyed.
+    """
+    rows = conn.execute(
+        f"select {_ROW} from {TABLE} where name = :name and version = :version",  # noqa: S608
+        {"name": name, "version": version},
+    ).fetchall()
+    if not rows:
+        raise InvalidSecret(f"{name} has no version {version}")
+    row = Row._make(rows[0])
+    if row.encrypted is None and row.wrapped_key is None:
+        raise InvalidSecret(
+            f"{name} version {version} was destroyed: its value is gone"
+        )
+    return row
+
+
+def _exists(conn: sqlite3.Connection, named: dict[str, str]) -> bool:
+    return bool(
+        conn.execute(
+            f"select 1 from {TABLE} "  # noqa: S608
+            "where name = :name and cast(version as text) = :version",
+            named,
+        ).fetchall()
+    )
+
+
+def _newest(conn: sqlite3.Connection, name: str) -> Version | None:
+    rows = conn.execute(
+        f"select {_VERSION} from {TABLE} where name = :name {_ORDER}",  # noqa: S608
+        {"name": name},
+    ).fetchall()
+    return _version(rows[0]) if rows else None
+
+
+def _version(row: Iterable[Any]) -> Version:
+    *columns, is_destroyed, is_legacy = row
+    return Version(*columns, bool(is_destroyed), bool(is_legacy))
+
+
+def _require_newest(
+    conn: sqlite3.Connection, name: str, expected_version: int | None
+) -> Version:
+    newest = _newest(conn, name)
+    if newest is None:
+        raise InvalidSecret(f"Nothing is stored for {name}")
+    if expected_version is not None:
+        _check_expected(name, newest, expected_version)
+    return newest
+
+
+def _check_expected(name: str, newest: Version | None, expected: int) -> None:
+    actual = newest.version if newest else 0
+    if actual == expected:
+        return
+    if newest is None:
+        raise VersionConflict(name, expected, 0)
+    raise VersionConflict(name, expected, actual, newest.updated_at, newest.updated_by)
+
+
+# Looking at what is stored, without opening anything.
+
+
+async def history(db: Database, name: str) -> list[Version]:
+    """Every version of `name`, newest first. Raises DatabaseUnavailable."""
+
+    def secret_history(conn: sqlite3.Connection) -> list[Version]:
+        rows = _select(
+            conn,
+            f"select {_VERSION} from {TABLE} "  # noqa: S608
+            "where name = :name order by version desc, id",
+            {"name": name},
+        )
+        return [_version(row) for row in rows]
+
+    return await read(db, secret_history)
+
+
+async def newest_versions(
+    db: Database, *, contains: str = "", after: str | None = None, limit: int = -1
+) -> list[Version]:
+    """The newest version of each stored secret, by name.
+
+    `contains`: only names with this in them, whatever the case of ASCII letters.
+    `after`, `limit`: a page; -1 is all of them. Raises DatabaseUnavailable.
+    """
+
+    def newest_secret_versions(conn: sqlite3.Connection) -> list[Version]:
+        rows = _select(
+            conn,
+            f"""select {_VERSION} from {TABLE} as newest
+            where (:after is null or name > :after)
+            and instr(lower(name), lower(:contains)) > 0 and not exists (
+                select 1 from {TABLE} as other where other.name = newest.name and (
+                    other.version > newest.version
+                    or (other.version = newest.version and other.id < newest.id)
+                )
+            ) order by name limit :limit""",  # noqa: S608
+            {"contains": contains, "after": after, "limit": limit},
+        )
+        return [_version(row) for row in rows]
+
+    return await read(db, newest_secret_versions)
+
+
+async def key_counts(db: Database) -> list[KeyCount]:
+    """How many versions each master key wraps; destroyed ones need none.
+
+    Raises DatabaseUnavailable.
+    """
+
+    def count_versions_per_key(conn: sqlite3.Connection) -> list[KeyCount]:
+        rows = _select(
+            conn,
+            f"""select encryption_key_name, count(*),
+                envelope_version is null and wrapped_key is null as legacy
+            from {TABLE} where not (encrypted is null and wrapped_key is null)
+            group by encryption_key_name, legacy order by count(*) desc""",  # noqa: S608
+            {},
+        )
+        return [
+            KeyCount(str(key_id), versions, bool(legacy))
+            for key_id, versions, legacy in rows
+        ]
+
+    return await read(db, count_versions_per_key)
+
+
+async def count_versions(db: Database) -> int:
+    """How many versions are stored, destroyed ones included. Raises DatabaseUnavailable."""
+
+    def count_secret_versions(conn: sqlite3.Connection) -> int:
+        rows = _select(conn, f"select count(*) from {TABLE}", {})  # noqa: S608
+        return int(rows[0][0]) if rows else 0
+
+    return await read(db, count_secret_versions)
+
+
+async def journal_mode(db: Database) -> str:
+    """`wal`, `delete`, … : the administrator's choice. Raises DatabaseUnavailable."""
+
+    def secrets_journal_mode(conn: sqlite3.Connection) -> str:
+        return str(conn.execute("pragma journal_mode").fetchall()[0][0])
+
+    return await read(db, secrets_journal_mode)
+
+
+async def rows_after(
+    db: Database, row_id: int, limit: int, *, but_key_id: str | None = None
+) -> list[Row]:
+    """Up to `limit` rows that hold a value, from the id after `row_id` on.
+
+    `but_key_id`: leave out those wrapped by that key. Raises DatabaseUnavailable.
+    """
+
+    def secret_rows(conn: sqlite3.Connection) -> list[Row]:
+        rows = _select(
+            conn,
+            f"""select {_ROW} from {TABLE} where id > :after
+            and not (encrypted is null and wrapped_key is null)
+            and (:key_id is null or encryption_key_name != :key_id)
+            order by id limit :limit""",  # noqa: S608
+            {"after": row_id, "limit": limit, "key_id": but_key_id},
+        )
+        return [Row._make(row) for row in rows]
+
+    return await read(db, secret_rows)
+
+
+async def rows_between(db: Database, first_id: int, last_id: int) -> list[Row]:
+    """The rows that hold a value, from one id to another. Raises DatabaseUnavailable."""
+
+    def secret_rows_between(conn: sqlite3.Connection) -> list[Row]:
+        rows = _select(
+            conn,
+            f"""select {_ROW} from {TABLE} where id between :first and :last
+            and not (encrypted is null and wrapped_key is null) order by id""",  # noqa: S608
+            {"first": first_id, "last": last_id},
+        )
+        return [Row._make(row) for row in rows]
+
+    return await read(db, secret_rows_between)
+
+
+# Rotation.
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A row's new envelope, to be written only if it still is the one that was read."""
+
+    old: Row
+    new: Sealed
+
+
+async def replace_wrapped_keys(db: Database, changes: list[Replacement]) -> int:
+    """Write the new wraps in one transaction and return how many rows still matched.
+
+    `encrypted` is not written. Raises DatabaseUnavailable.
+    """
+
+    def replace_wrapped_keys(conn: sqlite3.Connection) -> int:
+        return conn.executemany(
+            f"update {TABLE} set wrapped_key = ?, encryption_key_name = ? "  # noqa: S608
+            "where id = ? and wrapped_key = ?",
+            [
+                (
+                    change.new.wrapped_key,
+                    change.new.key_id,
+                    change.old.id,
+                    change.old.wrapped_key,
+                )
+                for change in changes
+            ],
+        ).rowcount
+
+    return await write(db, replace_wrapped_keys)
+
+
+async def replace_envelopes(db: Database, changes: list[Replacement]) -> int:
+    """Write whole new envelopes in one transaction; returns how many rows still matched.
+
+    Raises DatabaseUnavailable.
+    """
+
+    def replace_envelopes(conn: sqlite3.Connection) -> int:
+        return conn.executemany(
+            f"""update {TABLE} set wrapped_key = ?, encryption_key_name = ?,
+            encrypted = ?, envelope_version = {ENVELOPE_VERSION}
+            where id = ? and name = ? and version = ? and wrapped_key is ? and encrypted is ?""",  # noqa: S608
+            [
+                (
+                    change.new.wrapped_key,
+                    change.new.key_id,
+                    change.new.encrypted,
+                    change.old.id,
+                    change.old.name,
+                    change.old.version,
+                    change.old.wrapped_key,
+                    change.old.encrypted,
+                )
+                for change in changes
+            ],
+        ).rowcount
+
+    return await write(db, replace_envelopes)
+
+
+async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
+    """Remove what deleted and replaced content left in the database's files.
+
+    With `vacuum` the file is rewritten; then the write-ahead log, if there is one, is
+    moved into the file and emptied. Raises DatabaseUnavailable.
+    """
+
+    def clean_up_secrets(conn: sqlite3.Connection) -> CleanUp | sqlite3.Error:
+        try:
+            conn.execute("pragma secure_delete = on").fetchall()
+            if vacuum:
+                conn.execute("vacuum")
+            [(busy, *_)] = conn.execute("pragma wal_checkpoint(truncate)").fetchall()
+        except sqlite3.DatabaseError as error:
+            return error
+        return CleanUp(vacuumed=vacuum, log_emptied=not busy)
+
+    # On a connection of its own, outside of Datasette's write hooks: those take a table
+    # that VACUUM moved to another page for one that was renamed.
+    done = await db.execute_isolated_fn(clean_up_secrets)
+    if isinstance(done, sqlite3.Error):
+        raise _unavailable(done, "cleaned up") from None
+    return done  # type: ignore[no-any-return]
+
+
+def file_bytes(db: Database) -> int:
+    """The size of the database's file, 0 for one in memory."""
+    return int(db.size)
+
+
+# Uses.
+
+
+@dataclass
+class Recorded:
+    """What became of some uses: written, or to be tried again, or never to be."""
+
+    written: bool
+    try_again: bool = field(default=False)
+
+
+async def record_uses(db: Database, uses: list[Use], now: str) -> Recorded:
+    """Write when and by whom rows were last used, in one short transaction.
+
+    A later use that somebody else has written stays, unless it lies in the future of
+    `now`: then a clock was wrong. Waits 40 ms at most for the lock.
+    """
+
+    def record_secret_uses(conn: sqlite3.Connection) -> Recorded:
+        [(timeout,)] = conn.execute("pragma busy_timeout").fetchall()
+        conn.execute(f"pragma busy_timeout = {_USE_BUSY_TIMEOUT_MS}").fetchall()
+        try:
+            with transaction(conn):
+                conn.executemany(
+                    f"""update {TABLE} set last_used_at = :at, last_used_by = :actor_id
+                    where id = :id and (last_used_at is null or last_used_at <= :at
+                        or last_used_at > :now)""",  # noqa: S608
+                    [{**use._asdict(), "now": now} for use in uses],
+                )
+            return Recorded(written=True)
+        except sqlite3.Error as error:
+            return Recorded(written=False, try_again=_code(error) in (_BUSY, _LOCKED))
+        finally:
+            conn.execute(f"pragma busy_timeout = {timeout}").fetchall()
+
+    return await db.execute_write_fn(record_secret_uses, transaction=False)  # type: ignore[no-any-return]
+
+
+_migrated: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+async def ensure_migrated(db: Database) -> None:
+    """Migrate once in the life of this process, before the first write.
+
+    Raises DatabaseUnavailable.
+    """
+    if db not in _migrated:
+        await migrate(db)
+        _migrated.add(db)

@@ -1,0 +1,6 @@
+"""The pages."""
+ROUTES = ()
+
+
+def menu_links(datasette, actor):
+    return None

@@ -1,0 +1,93 @@
+"""What the tests share: a real Datasette on real files, and people of every kind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasette.app import Datasette
+
+from datasette_secrets import envelope
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("DATASETTE_SECRETS_") and not name.endswith("_BROWSER"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def master_key() -> str:
+    """A master key, as it stands in a configuration."""
+    return envelope.generate_master_key()
+
+
+@pytest.fixture
+def internal(tmp_path: Path) -> str:
+    """The path of an internal database on disk, which does not exist yet."""
+    return str(tmp_path / "internal.db")
+
+
+MakeDatasette = Callable[..., Datasette]
+
+
+@pytest.fixture
+def make_datasette(internal: str) -> Iterator[MakeDatasette]:
+    """`make_datasette(*keys, database=…, **Datasette's own)`: closed after the test.
+
+    It keeps secrets in the internal database on disk, and root may do everything.
+    """
+    made: list[Datasette] = []
+
+    def make(*keys: Any, database: str | None = None, **options: Any) -> Datasette:
+        settings: dict[str, Any] = {}
+        if keys:
+            settings["encryption-key"] = list(keys)
+        if database:
+            settings["database"] = database
+        config = options.pop("config", {})
+        config.setdefault("plugins", {})["datasette-secrets"] = settings
+        options.setdefault("internal", internal)
+        datasette = Datasette(config=config, **options)
+        datasette.root_enabled = True
+        made.append(datasette)
+        return datasette
+
+    yield make
+    for datasette in made:
+        # A test may have broken its files on purpose.
+        with contextlib.suppress(OSError):
+            datasette.close()
+
+
+@pytest.fixture
+async def datasette(make_datasette: MakeDatasette, master_key: str) -> Datasette:
+    """A started Datasette with one master key and an internal database on disk."""
+    datasette = make_datasette(master_key)
+    await datasette.invoke_startup()
+    return datasette
+
+
+@pytest.fixture
+def admin(datasette: Datasette) -> dict[str, str]:
+    """The cookies of root, who may manage secrets."""
+    return {"ds_actor": datasette.client.actor_cookie({"id": "root"})}
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium. Without one the test is skipped, or fails where CI says so."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        if os.environ.get("DATASETTE_SECRETS_REQUIRE_BROWSER"):
+            pytest.fail("no Chromium is installed, and this run requires one")
+        pytest.skip("no Chromium is installed")
+    return found
