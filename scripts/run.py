@@ -53,7 +53,7 @@ def refuse_taken(port: int) -> None:
         except (OSError, OverflowError) as error:
             sys.exit(
                 f"Cannot serve on {HOST}:{port} ({error}): "
-                "choose another port with make run PORT=8002"
+                f"choose another port with make run PORT={port + 1}"
             )
 
 
