@@ -1,7 +1,8 @@
 """Keys, and the envelope in which a value is kept (format 1).
 
 The only module that touches libsodium. It knows nothing of Datasette or SQL, takes no
-nonce from a caller, and tries no key but the one that a row names.
+nonce from a caller, and tries no key but the one that a row names (`upgrade` tries each:
+what datasette-secrets 0.x stored names none).
 
     person      = b"dsecrets-v1"             BLAKE2b personalisation, zero-padded to 16 bytes
     key_id      = hex(BLAKE2b-8(b"key-id", key=master_key, person))             16 hex digits
@@ -30,7 +31,8 @@ from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import NamedTuple
 
-from .errors import CannotOpen, UnknownMasterKey
+from . import legacy
+from .errors import CannotOpen, CannotUpgrade, UnknownMasterKey
 
 ENVELOPE_VERSION = 1
 KEY_BYTES = 32
@@ -264,6 +266,26 @@ def reseal(
     return fresh
 
 
+def upgrade(ring: KeyRing, name: object, version: object, token: object) -> Sealed:
+    """The value that 0.x stored, sealed under the primary key as `version` of `name`.
+
+    `token`: what the row holds, of any size. Raises MissingExtra, and CannotUpgrade when
+    no key of the ring opens it or the row is damaged.
+    """
+    legacy.require_fernet()
+    if (
+        type(name) is str
+        and type(version) is int
+        and 0 < version < 2**63
+        and isinstance(token, (bytes, str))
+    ):
+        for master_key in ring:
+            sealed = _upgrade(master_key, ring.primary, name, version, token)
+            if sealed is not None:
+                return sealed
+    raise CannotUpgrade(name, version)
+
+
 def check(name: object, version: object, sealed: Sealed) -> None:
     """Raise CannotOpen for a row that no intact envelope of format 1 can come from."""
     if (
@@ -367,3 +389,16 @@ def _reseal(
     if value is None:
         return None
     return Plaintext(value.encode("utf-8")).seal(new, name, new_version)
+
+
+def _upgrade(
+    old: MasterKey, new: MasterKey, name: str, version: int, token: bytes | str
+) -> Sealed | None:
+    utf8 = legacy.open(old._key, token)
+    if utf8 is None:
+        return None
+    try:
+        utf8.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return Plaintext(utf8).seal(new, name, version)

@@ -69,6 +69,32 @@ class NeedsUpgrade(SecretsError):
         )
 
 
+class CannotUpgrade(CannotOpen):
+    """What datasette-secrets 0.x stored opens with none of the configured master keys."""
+
+    code = "cannot-upgrade"
+
+    def __init__(self, name: object, version: object) -> None:
+        super().__init__(name, version)
+        self.args = (
+            f"{name} version {version} was stored by datasette-secrets 0.x and opens "
+            "with no configured key: add the key that it was stored with to "
+            "encryption-key",
+        )
+
+
+class MissingExtra(SecretsError):
+    """What 0.x stored can only be opened with a package that is not installed."""
+
+    code = "missing-extra"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Bringing in what datasette-secrets 0.x stored needs the package "
+            "cryptography: install 'datasette-secrets[fernet]'"
+        )
+
+
 class VersionConflict(SecretsError):
     """Somebody else changed the secret first. Nothing was written.
 

@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import envelope, service, store
-from .errors import CannotOpen, NeedsUpgrade, SecretsError, UnknownMasterKey
+from .errors import (
+    CannotOpen,
+    CannotUpgrade,
+    NeedsUpgrade,
+    SecretsError,
+    UnknownMasterKey,
+)
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -39,6 +45,12 @@ class Problem:
         name, version = str(row.name), row.version
         if isinstance(error, NeedsUpgrade):
             remedy = "datasette secrets upgrade"
+        elif isinstance(error, CannotUpgrade):
+            remedy = (
+                "add its key to encryption-key and run 'datasette secrets upgrade' again, "
+                "or give the version up: "
+                f"datasette secrets destroy {name} --version {version}"
+            )
         elif isinstance(error, UnknownMasterKey):
             remedy = (
                 f"add key {error.key_id} to encryption-key, or give the version up: "
@@ -106,6 +118,21 @@ class Verification:
     opened: int = 0
     destroyed: int = 0
     problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass
+class Upgrade:
+    """What of 0.x was found, and what became of it."""
+
+    dry_run: bool = False
+    #: Name and version of every row of 0.x that holds a value.
+    found: list[tuple[str, object]] = field(default_factory=list)
+    changed: int = 0
+    #: What was left as it is.
+    problems: list[Problem] = field(default_factory=list)
+    clean_up: store.CleanUp | None = None
+    #: True once no row of 0.x that holds a value is left.
+    complete: bool = False
 
 
 async def census(datasette: Datasette) -> Census:
@@ -189,6 +216,94 @@ async def rotate(
     if report.changed:
         await service.announce_rotation(datasette, ring.primary.id, report.changed, actor_id)
     return report
+
+
+async def upgrade(
+    datasette: Datasette,
+    *,
+    dry_run: bool = False,
+    batch_size: int = BATCH_SIZE,
+    vacuum: bool = False,
+    actor_id: str | None = None,
+    progress: Progress | None = None,
+) -> Upgrade:
+    """Re-seal what datasette-secrets 0.x stored under the primary master key.
+
+    Every key of the ring is tried, since those rows name none. What opens with none is
+    left and named. Names, versions, notes, times, actors and deleted marks stay.
+    `dry_run`: only say what would open; the table is not even migrated.
+    `progress` is told how many rows each step has dealt with.
+
+    Raises NotConfigured, DatabaseUnavailable, and MissingExtra where there is something
+    to bring in and `cryptography` is not installed.
+    """
+    place = service.vault(datasette)
+    ring = place.settings.require_ring()
+    if not dry_run:
+        await store.ensure_migrated(place.db)
+    report = Upgrade(dry_run=dry_run)
+    found: dict[int, tuple[str, object]] = {}
+    for _ in range(_PASSES_MAX):
+        report.problems = []
+        lost: list[store.Row] = []
+        async for rows in _batches(place, batch_size):
+            old = [row for row in rows if row.is_legacy]
+            found.update((row.id, (str(row.name), row.version)) for row in old)
+            changes = _upgraded(ring, old, report.problems)
+            if not dry_run:
+                report.changed += await _replace_legacy(place, ring, changes, lost)
+            if progress:
+                progress(len(rows))
+        if not lost:
+            break
+    report.problems += [Problem.of(row, NeedsUpgrade(row.name, row.version)) for row in lost]
+    report.found = list(found.values())
+    if dry_run:
+        return report
+    report.clean_up = await service.clean_up(place, vacuum=vacuum)
+    report.complete = not report.problems
+    if report.changed:
+        await service.announce_upgrade(datasette, report.changed, actor_id)
+    return report
+
+
+def _upgraded(
+    ring: envelope.KeyRing, rows: list[store.Row], problems: list[Problem]
+) -> list[store.Replacement]:
+    changes: list[store.Replacement] = []
+    for row in rows:
+        try:
+            sealed = envelope.upgrade(ring, row.name, row.version, row.encrypted)
+        except CannotUpgrade as error:
+            problems.append(Problem.of(row, error))
+        else:
+            changes.append(store.Replacement(row, sealed))
+    return changes
+
+
+async def _replace_legacy(
+    place: service.Vault,
+    ring: envelope.KeyRing,
+    changes: list[store.Replacement],
+    lost: list[store.Row],
+) -> int:
+    """Write the envelopes and open what then stands in the file.
+
+    Returns how many rows were changed. Those that somebody else had changed since they
+    were read, and that still are 0.x's, are added to `lost`.
+    """
+    if not changes:
+        return 0
+    changed = await store.replace_envelopes(place.db, changes)
+    written = {change.old.id for change in changes}
+    for row in await store.rows_between(
+        place.db, changes[0].old.id, changes[-1].old.id
+    ):
+        if row.id in written and row.is_legacy:
+            lost.append(row)
+        elif row.id in written:
+            envelope.open(ring, row.name, row.version, row.sealed)
+    return changed
 
 
 @dataclass

@@ -40,10 +40,7 @@ class Vault:
         self.settings = config.load(datasette)
         self.db: Database = config.find_database(datasette, self.settings)
         self.uses = UseRecorder(self.db)
-        self.reader: store.Reader | None = None
-        # Memory has no file to open, and its tables can be locked: threads wait better.
-        if self.settings.ring is not None and not self.db.is_memory:
-            self.reader = store.Reader(self.db)
+        self.reader = store.Reader(self.db)
 
     def environment_value(self, name: str) -> str | None:
         """What a non-empty `DATASETTE_SECRETS_<NAME>` holds, unless it is a master key."""
@@ -59,14 +56,11 @@ class Vault:
 def vault(datasette: Datasette) -> Vault:
     """The Datasette's vault, made at first use.
 
-    While there is no key, it is made anew each time. Raises as `config.load` and
-    `config.find_database` do.
+    Raises as `config.load` and `config.find_database` do.
     """
     known: Vault | None = getattr(datasette, "_datasette_secrets_vault", None)
     if known is None:
-        known = Vault(datasette)
-        if known.settings.ring is not None:
-            datasette._datasette_secrets_vault = known
+        known = datasette._datasette_secrets_vault = Vault(datasette)
     return known
 
 
@@ -87,9 +81,7 @@ async def get_secret(
     place = vault(datasette)
     if place.environment_value(secret_name) is not None:
         return place.environment_value(secret_name)
-    row = place.reader.newest_version(secret_name) if place.reader else store.BUSY
-    if isinstance(row, store.Busy):
-        row = await store.newest_version(place.db, secret_name)
+    row = await place.reader.newest_version(secret_name)
     if row is None or not row.is_readable:
         return None
     if row.is_legacy:
@@ -97,9 +89,9 @@ async def get_secret(
     ring = place.settings.require_ring()
     user = str(actor_id) if actor_id else None
     if not place.uses.is_recorded(row, user):
-        envelope.open(ring, row.name, row.version, row.sealed)
+        envelope.open(ring, secret_name, row.version, row.sealed)
         await place.uses.record(row, user)
-    return envelope.open(ring, row.name, row.version, row.sealed)
+    return envelope.open(ring, secret_name, row.version, row.sealed)
 
 
 async def set_secret(
@@ -443,6 +435,14 @@ async def announce_rotation(
         await datasette.track_event(
             RotateEncryptionKey(_actor(actor_id), key_id, versions)
         )
+
+
+async def announce_upgrade(
+    datasette: Datasette, versions: int, actor_id: str | None
+) -> None:
+    """Send the event of an upgrade."""
+    if hasattr(datasette, "event_classes"):
+        await datasette.track_event(UpgradeSecrets(_actor(actor_id), versions))
 
 
 async def start(datasette: Datasette) -> None:

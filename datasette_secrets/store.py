@@ -4,15 +4,16 @@ Versions are the rows of one table, `datasette_secrets`; the newest of a name co
 `order by version desc, id`: where datasette-secrets 0.x left one version twice, it served
 the lowest id, and so does this.
 
-Reads that many callers wait for run on the event loop's thread, on a connection that is
-already open and never waits for a lock (`Reader`). All other reads run in Datasette's
-threads. Every write is one transaction that takes the write lock first.
+The read that plugins wait for runs on the event loop, on a connection that is already
+open and never waits for a lock (`Reader`). All other reads run in Datasette's threads. Every write is one transaction that takes the write lock first.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -39,7 +40,6 @@ class Newest(NamedTuple):
     """The newest version of a secret, as the read path needs it."""
 
     id: int
-    name: str
     version: int
     envelope_version: int | None
     key_id: str
@@ -136,7 +136,7 @@ class Use(NamedTuple):
 # Columns, in the order of the classes above.
 
 _NEWEST = (
-    "id, name, version, envelope_version, encryption_key_name, wrapped_key, encrypted, "
+    "id, version, envelope_version, encryption_key_name, wrapped_key, encrypted, "
     "deleted_at, last_used_at"
 )
 _ROW = (
@@ -377,52 +377,63 @@ def is_temporary(db: Database) -> bool:
 
 # The read path.
 
-
-class Busy:
-    """The answer of `Reader.newest_version` when it would have had to wait."""
-
-
-BUSY = Busy()
+_TURN_SECONDS = 0.001
 
 
 class Reader:
-    """Reads on the caller's thread from one open connection, and never waits.
+    """Reads the newest version of a secret on the event loop, from one open connection.
 
+    That costs less than handing the work to a thread, and it never waits for a lock: a
+    read that would have to, or that meets another one in progress, goes through a thread.
+    Callers in a tight loop let the event loop turn about once a millisecond.
     The connection belongs to Datasette's `Database`, which closes it with itself.
-    A call that meets another one in progress, or a lock, gets `BUSY`.
     """
 
     def __init__(self, db: Database) -> None:
         self._db = db
         self._lock = threading.Lock()
         self._conn: sqlite3.Connection | None = None
+        self._turn_ends = 0.0
+        self._turning = False
 
-    def newest_version(self, name: str) -> Newest | None | Busy:
-        """The newest version of `name`, or None when nothing is stored."""
-        if not self._lock.acquire(blocking=False):
-            return BUSY
-        try:
-            conn = self._conn or self._connect()
-            # All rows are fetched: a cursor left open would hold the write-ahead log.
-            rows = conn.execute(_SELECT_NEWEST, {"name": name}).fetchall()
-        except sqlite3.Error:
-            # Whatever it is, the way through Datasette's threads waits, or says it.
-            return BUSY
-        finally:
-            self._lock.release()
-        return Newest._make(rows[0]) if rows else None
+    async def newest_version(self, name: str) -> Newest | None:
+        """The newest version of `name`; None when nothing is stored or there is no table.
+
+        Raises DatabaseUnavailable.
+        """
+        if time.perf_counter() > self._turn_ends:
+            await self._turn()
+        # Memory has no file to open, and its tables can be locked: threads wait better.
+        if not self._db.is_memory and self._lock.acquire(blocking=False):
+            try:
+                conn = self._conn or self._connect()
+                # All rows are fetched: an open cursor would hold the write-ahead log.
+                rows = conn.execute(_SELECT_NEWEST, {"name": name}).fetchall()
+                return Newest._make(rows[0]) if rows else None
+            except sqlite3.Error:
+                # Whatever it is, the way through Datasette's threads waits for it, makes
+                # allowances for it (text that is no UTF-8), or says it.
+                pass
+            finally:
+                self._lock.release()
+        return await newest_version(self._db, name)
+
+    async def _turn(self) -> None:
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._begin_turn)
+        await asyncio.sleep(0)
+
+    def _begin_turn(self) -> None:
+        self._turning = False
+        self._turn_ends = time.perf_counter() + _TURN_SECONDS
 
     def _connect(self) -> sqlite3.Connection:
         conn: sqlite3.Connection = self._db.connect()
-        conn.text_factory = _text
         conn.execute("pragma query_only = on").fetchall()
         conn.execute("pragma busy_timeout = 0").fetchall()
         self._conn = conn
         return conn
-
-
-def _text(utf8: bytes) -> str:
-    return utf8.decode("utf-8", "replace")
 
 
 async def newest_version(db: Database, name: str) -> Newest | None:
