@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 TABLE = "datasette_secrets"
 VACUUM_MAX_BYTES = 50_000_000
+# No secret is ever set this often: a row with a greater version is damaged, and must not
+# leave the versions to come without a number.
+VERSION_MAX = 2**53
 _USE_BUSY_TIMEOUT_MS = 40
 
 T = TypeVar("T")
@@ -223,7 +226,7 @@ def _renumber(db: sqlite_utils.Database, name: str) -> None:
     last = 0
     for row_id, version, is_free in rows:
         if is_free:
-            number = max(last + 1, version if isinstance(version, int) else 1)
+            number = max(last + 1, version if _is_number(version) else 1)
             while number in taken:
                 number += 1
             db.execute(
@@ -231,8 +234,12 @@ def _renumber(db: sqlite_utils.Database, name: str) -> None:
                 {"number": number, "id": row_id},
             )
             last = number
-        elif isinstance(version, int):
+        elif _is_number(version):
             last = max(last, version)
+
+
+def _is_number(version: object) -> bool:
+    return isinstance(version, int) and version <= VERSION_MAX
 
 
 def _apply_migrations(conn: sqlite3.Connection) -> None:
@@ -510,18 +517,19 @@ def insert_version(
 def _next_version(conn: sqlite3.Connection, name: str) -> int:
     """The number after the newest.
 
-    A damaged row, whose version is no positive integer, gets a number first: SQLite
-    orders text after numbers, so it would stand before every version to come.
+    A damaged row, whose version is no integer or too great a one, gets a number first:
+    SQLite orders text after numbers, so it would stand before every version to come.
     """
     [(last,)] = conn.execute(
-        f"select max(version) from {TABLE} "  # noqa: S608
-        "where name = :name and typeof(version) = 'integer'",
+        f"select max(version) from {TABLE} where name = :name "  # noqa: S608
+        f"and typeof(version) = 'integer' and version <= {VERSION_MAX}",
         {"name": name},
     ).fetchall()
     last = max(last or 0, 0)
     damaged = conn.execute(
-        f"select id from {TABLE} where name = :name "  # noqa: S608
-        "and typeof(version) != 'integer' order by version, id desc",
+        f"select id from {TABLE} where name = :name and not "  # noqa: S608
+        f"(typeof(version) = 'integer' and version <= {VERSION_MAX}) "
+        "order by version, id desc",
         {"name": name},
     ).fetchall()
     for (row_id,) in damaged:
@@ -626,8 +634,10 @@ def find_version(conn: sqlite3.Connection, name: str, version: int) -> Row:
     Raises InvalidSecret when there is none, or when it was destroyed.
     """
     rows = conn.execute(
-        f"select {_ROW} from {TABLE} where name = :name and version = :version",  # noqa: S608
-        {"name": name, "version": version},
+        f"select {_ROW} from {TABLE} "  # noqa: S608
+        "where name = :name and typeof(version) = 'integer' "
+        "and cast(version as text) = :version",
+        {"name": name, "version": str(version)},
     ).fetchall()
     if not rows:
         raise InvalidSecret(f"{name} has no version {version}")
