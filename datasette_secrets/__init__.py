@@ -118,7 +118,7 @@ def register_routes() -> Any:
 
 @hookimpl
 def menu_links(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
-    """"Manage secrets", for those who may."""
+    """ "Manage secrets", for those who may."""
     from .views import menu_links
 
     return menu_links(datasette, actor)

@@ -88,8 +88,10 @@ def database_name(datasette: Datasette) -> str | None:
 
 def find_database(datasette: Datasette, settings: Settings) -> Database:
     """The database in which the secrets are. Raises NotConfigured if it is not attached."""
+    db: Database
     if settings.database is None:
-        return datasette.get_internal_database()
+        db = datasette.get_internal_database()
+        return db
     if settings.database == "_memory":
         raise NotConfigured(
             f"{PLUGIN}: secrets cannot be kept in '_memory', which is lost with the "
@@ -100,7 +102,8 @@ def find_database(datasette: Datasette, settings: Settings) -> Database:
             f"{PLUGIN}: the database '{settings.database}' is not attached: start "
             "Datasette with its file, or correct 'database'"
         )
-    return datasette.get_database(settings.database)
+    db = datasette.get_database(settings.database)
+    return db
 
 
 def _options(datasette: Datasette) -> dict[str, Any]:
@@ -202,7 +205,9 @@ def _why_missing(key_option: Any) -> str:
         if isinstance(entry, dict) and isinstance(entry.get("$env"), str)
     ]
     if key_option is None:
-        cause = f"neither 'encryption-key' nor the environment variable {ENV_KEY} is set"
+        cause = (
+            f"neither 'encryption-key' nor the environment variable {ENV_KEY} is set"
+        )
     elif variables:
         plural = "s" if len(variables) > 1 else ""
         cause = (

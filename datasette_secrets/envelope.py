@@ -106,9 +106,7 @@ class MasterKey:
         """Whether `text` contains this key, in Base64 of either alphabet or in hex."""
         standard = base64.b64encode(self._key).decode("ascii").rstrip("=")
         urlsafe = standard.replace("+", "-").replace("/", "_")
-        return (
-            standard in text or urlsafe in text or self._key.hex() in text.casefold()
-        )
+        return standard in text or urlsafe in text or self._key.hex() in text.casefold()
 
 
 class KeyRing:
@@ -207,7 +205,6 @@ class Plaintext:
         )
 
 
-
 def generate_master_key() -> str:
     """A new master key: 32 random bytes in padded URL-safe Base64, 44 characters."""
     return base64.urlsafe_b64encode(os.urandom(KEY_BYTES)).decode("ascii")
@@ -219,9 +216,9 @@ def open(ring: KeyRing, name: str, version: int, sealed: Sealed) -> str:
     Raises UnknownMasterKey when the row names a key that is not in the ring, and
     CannotOpen when it was damaged, moved from another row, or forged.
     """
-    check(name, version, sealed)
+    wrapped_key, encrypted = check(name, version, sealed)
     master_key = ring.find(name, version, sealed.key_id)
-    value = _open(master_key, name, version, sealed)
+    value = _open(master_key, _context(name, version), wrapped_key, encrypted)
     if value is None:
         raise CannotOpen(name, version)
     return value
@@ -232,9 +229,9 @@ def unwrap(ring: KeyRing, name: str, version: int, sealed: Sealed) -> None:
 
     Raises as `open` does.
     """
-    check(name, version, sealed)
+    wrapped_key, _ = check(name, version, sealed)
     master_key = ring.find(name, version, sealed.key_id)
-    if _unwrap(master_key, _context(name, version), sealed.wrapped_key) is None:
+    if _unwrap(master_key, _context(name, version), wrapped_key) is None:
         raise CannotOpen(name, version)
 
 
@@ -243,12 +240,13 @@ def rewrap(ring: KeyRing, name: str, version: int, sealed: Sealed) -> Sealed:
 
     Raises as `open` does.
     """
-    check(name, version, sealed)
+    wrapped_key, _ = check(name, version, sealed)
     master_key = ring.find(name, version, sealed.key_id)
-    wrapped_key = _rewrap(master_key, ring.primary, name, version, sealed.wrapped_key)
-    if wrapped_key is None:
+    context = _context(name, version)
+    rewrapped_key = _rewrap(master_key, ring.primary, context, wrapped_key)
+    if rewrapped_key is None:
         raise CannotOpen(name, version)
-    return sealed._replace(key_id=ring.primary.id, wrapped_key=wrapped_key)
+    return sealed._replace(key_id=ring.primary.id, wrapped_key=rewrapped_key)
 
 
 def reseal(
@@ -258,12 +256,12 @@ def reseal(
 
     Raises as `open` does.
     """
-    check(name, version, sealed)
+    wrapped_key, encrypted = check(name, version, sealed)
     master_key = ring.find(name, version, sealed.key_id)
-    fresh = _reseal(master_key, ring.primary, name, version, sealed, new_version)
-    if fresh is None:
+    value = _open_plaintext(master_key, _context(name, version), wrapped_key, encrypted)
+    if value is None:
         raise CannotOpen(name, version)
-    return fresh
+    return value.seal(ring.primary, name, new_version)
 
 
 def upgrade(ring: KeyRing, name: object, version: object, token: object) -> Sealed:
@@ -286,19 +284,24 @@ def upgrade(ring: KeyRing, name: object, version: object, token: object) -> Seal
     raise CannotUpgrade(name, version)
 
 
-def check(name: object, version: object, sealed: Sealed) -> None:
-    """Raise CannotOpen for a row that no intact envelope of format 1 can come from."""
+def check(name: object, version: object, sealed: Sealed) -> tuple[bytes, bytes]:
+    """The wrapped key and the encrypted value, if they can be of an intact envelope.
+
+    Raises CannotOpen for a row that no envelope of format 1 can have.
+    """
+    wrapped_key, encrypted = sealed.wrapped_key, sealed.encrypted
     if (
-        type(name) is not str
-        or type(version) is not int
+        not isinstance(name, str)
+        or not isinstance(version, int)
         or not 0 < version < 2**63
         or sealed.envelope_version != ENVELOPE_VERSION
-        or type(sealed.wrapped_key) is not bytes
-        or len(sealed.wrapped_key) != WRAPPED_KEY_BYTES
-        or type(sealed.encrypted) is not bytes
-        or len(sealed.encrypted) < ENCRYPTED_MIN_BYTES
+        or not isinstance(wrapped_key, bytes)
+        or len(wrapped_key) != WRAPPED_KEY_BYTES
+        or not isinstance(encrypted, bytes)
+        or len(encrypted) < ENCRYPTED_MIN_BYTES
     ):
         raise CannotOpen(name, version)
+    return wrapped_key, encrypted
 
 
 def _context(name: str, version: int) -> bytes:
@@ -316,10 +319,7 @@ def _wrap(master_key: MasterKey, context: bytes, data_key: bytes) -> bytes:
     return nonce + body
 
 
-def _unwrap(
-    master_key: MasterKey, context: bytes, wrapped_key: bytes | None
-) -> bytes | None:
-    assert wrapped_key is not None
+def _unwrap(master_key: MasterKey, context: bytes, wrapped_key: bytes) -> bytes | None:
     try:
         plain: bytes = _sodium().crypto_secretbox_open(
             wrapped_key[NONCE_BYTES:], wrapped_key[:NONCE_BYTES], master_key._key
@@ -340,8 +340,7 @@ def _encrypt(data_key: bytes, context: bytes, utf8: bytes) -> bytes:
     return nonce + body
 
 
-def _decrypt(data_key: bytes, context: bytes, encrypted: bytes | None) -> bytes | None:
-    assert encrypted is not None
+def _decrypt(data_key: bytes, context: bytes, encrypted: bytes) -> bytes | None:
     sodium = _sodium()
     try:
         padded = sodium.crypto_aead_xchacha20poly1305_ietf_decrypt(
@@ -354,13 +353,12 @@ def _decrypt(data_key: bytes, context: bytes, encrypted: bytes | None) -> bytes 
 
 
 def _open(
-    master_key: MasterKey, name: str, version: int, sealed: Sealed
+    master_key: MasterKey, context: bytes, wrapped_key: bytes, encrypted: bytes
 ) -> str | None:
-    context = _context(name, version)
-    data_key = _unwrap(master_key, context, sealed.wrapped_key)
+    data_key = _unwrap(master_key, context, wrapped_key)
     if data_key is None:
         return None
-    utf8 = _decrypt(data_key, context, sealed.encrypted)
+    utf8 = _decrypt(data_key, context, encrypted)
     if utf8 is None:
         return None
     try:
@@ -369,26 +367,18 @@ def _open(
         return None
 
 
+def _open_plaintext(
+    master_key: MasterKey, context: bytes, wrapped_key: bytes, encrypted: bytes
+) -> Plaintext | None:
+    value = _open(master_key, context, wrapped_key, encrypted)
+    return None if value is None else Plaintext(value.encode("utf-8"))
+
+
 def _rewrap(
-    old: MasterKey, new: MasterKey, name: str, version: int, wrapped_key: bytes | None
+    old: MasterKey, new: MasterKey, context: bytes, wrapped_key: bytes
 ) -> bytes | None:
-    context = _context(name, version)
     data_key = _unwrap(old, context, wrapped_key)
     return None if data_key is None else _wrap(new, context, data_key)
-
-
-def _reseal(
-    old: MasterKey,
-    new: MasterKey,
-    name: str,
-    version: int,
-    sealed: Sealed,
-    new_version: int,
-) -> Sealed | None:
-    value = _open(old, name, version, sealed)
-    if value is None:
-        return None
-    return Plaintext(value.encode("utf-8")).seal(new, name, new_version)
 
 
 def _upgrade(

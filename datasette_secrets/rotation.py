@@ -155,7 +155,10 @@ async def census(datasette: Datasette) -> Census:
 
 
 async def verify(
-    datasette: Datasette, *, batch_size: int = BATCH_SIZE, progress: Progress | None = None
+    datasette: Datasette,
+    *,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
 ) -> Verification:
     """Open every version, its wrap and its value.
 
@@ -214,7 +217,9 @@ async def rotate(
     report.census = await census(datasette)
     report.complete = not report.problems
     if report.changed:
-        await service.announce_rotation(datasette, ring.primary.id, report.changed, actor_id)
+        await service.announce_rotation(
+            datasette, ring.primary.id, report.changed, actor_id
+        )
     return report
 
 
@@ -256,7 +261,9 @@ async def upgrade(
                 progress(len(rows))
         if not lost:
             break
-    report.problems += [Problem.of(row, NeedsUpgrade(row.name, row.version)) for row in lost]
+    report.problems += [
+        Problem.of(row, NeedsUpgrade(row.name, row.version)) for row in lost
+    ]
     report.found = list(found.values())
     if dry_run:
         return report

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 NAME_MAX_CHARACTERS = 128
 NOTE_MAX_CHARACTERS = 100
+_VAULT = "_datasette_secrets_vault"  # an attribute, so that it goes with its Datasette
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
@@ -58,9 +59,10 @@ def vault(datasette: Datasette) -> Vault:
 
     Raises as `config.load` and `config.find_database` do.
     """
-    known: Vault | None = getattr(datasette, "_datasette_secrets_vault", None)
+    known: Vault | None = getattr(datasette, _VAULT, None)
     if known is None:
-        known = datasette._datasette_secrets_vault = Vault(datasette)
+        known = Vault(datasette)
+        setattr(datasette, _VAULT, known)
     return known
 
 
@@ -82,7 +84,7 @@ async def get_secret(
     if place.environment_value(secret_name) is not None:
         return place.environment_value(secret_name)
     row = await place.reader.newest_version(secret_name)
-    if row is None or not row.is_readable:
+    if row is None or row.deleted_at is not None or row.is_destroyed:
         return None
     if row.is_legacy:
         raise NeedsUpgrade(secret_name, row.version)
@@ -125,9 +127,7 @@ async def set_secret(
     def seal(version: int) -> envelope.Sealed:
         return plaintext.seal(primary, name, version)
 
-    def insert_secret_version(
-        conn: Any, track_event: Callable[[Event], None]
-    ) -> int:
+    def insert_secret_version(conn: Any, track_event: Callable[[Event], None]) -> int:
         version = store.insert_version(
             conn,
             name,
@@ -187,9 +187,7 @@ async def delete_secret(
     place = vault(datasette)
     await store.ensure_migrated(place.db)
 
-    def delete_secret_version(
-        conn: Any, track_event: Callable[[Event], None]
-    ) -> int:
+    def delete_secret_version(conn: Any, track_event: Callable[[Event], None]) -> int:
         version, changed = store.mark_deleted(
             conn,
             name,
@@ -220,9 +218,7 @@ async def restore_secret(
     place = vault(datasette)
     await store.ensure_migrated(place.db)
 
-    def restore_secret_version(
-        conn: Any, track_event: Callable[[Event], None]
-    ) -> int:
+    def restore_secret_version(conn: Any, track_event: Callable[[Event], None]) -> int:
         version, changed = store.clear_deleted(
             conn, name, expected_version=expected_version
         )
@@ -289,9 +285,7 @@ async def destroy_versions(
     place = vault(datasette)
     await store.ensure_migrated(place.db)
 
-    def destroy_secret_versions(
-        conn: Any, track_event: Callable[[Event], None]
-    ) -> int:
+    def destroy_secret_versions(conn: Any, track_event: Callable[[Event], None]) -> int:
         destroyed = store.destroy(conn, name, versions)
         if destroyed:
             event = DestroySecret(_actor(actor_id), name, list(versions))
@@ -371,7 +365,10 @@ async def list_secrets(
     stored = {
         version.name: version
         for version in await store.newest_versions(
-            place.db, contains=contains, after=after, limit=-1 if limit is None else limit
+            place.db,
+            contains=contains,
+            after=after,
+            limit=-1 if limit is None else limit,
         )
     }
     waiting = {
@@ -398,9 +395,7 @@ async def find_secret(datasette: Datasette, name: str) -> Listed | None:
     }
     if not versions and name not in registered:
         return None
-    return _listed(
-        place, name, registered.get(name), versions[0] if versions else None
-    )
+    return _listed(place, name, registered.get(name), versions[0] if versions else None)
 
 
 def _listed(
@@ -482,7 +477,7 @@ def _warn(sentence: str) -> None:
 
 async def stop(datasette: Datasette) -> None:
     """Write the uses that wait."""
-    known: Vault | None = getattr(datasette, "_datasette_secrets_vault", None)
+    known: Vault | None = getattr(datasette, _VAULT, None)
     if known is not None:
         await known.uses.flush()
 
@@ -604,7 +599,7 @@ class SetSecret(Event):
     :type version: int
     """
 
-    name: ClassVar[str] = "set-secret"  # type: ignore[misc]  # a property in the base
+    name: ClassVar[str] = "set-secret"
     secret: str
     version: int
 
@@ -622,7 +617,7 @@ class DeleteSecret(Event):
     :type version: int
     """
 
-    name: ClassVar[str] = "delete-secret"  # type: ignore[misc]  # a property in the base
+    name: ClassVar[str] = "delete-secret"
     secret: str
     version: int
 
@@ -640,7 +635,7 @@ class RestoreSecret(Event):
     :type version: int
     """
 
-    name: ClassVar[str] = "restore-secret"  # type: ignore[misc]  # a property in the base
+    name: ClassVar[str] = "restore-secret"
     secret: str
     version: int
 
@@ -658,7 +653,7 @@ class DestroySecret(Event):
     :type versions: list
     """
 
-    name: ClassVar[str] = "destroy-secret"  # type: ignore[misc]  # a property in the base
+    name: ClassVar[str] = "destroy-secret"
     secret: str
     versions: list[object]
 
@@ -676,7 +671,7 @@ class RotateEncryptionKey(Event):
     :type versions: int
     """
 
-    name: ClassVar[str] = "rotate-encryption-key"  # type: ignore[misc]  # a property in the base
+    name: ClassVar[str] = "rotate-encryption-key"
     key_id: str
     versions: int
 
@@ -692,7 +687,7 @@ class UpgradeSecrets(Event):
     :type versions: int
     """
 
-    name: ClassVar[str] = "upgrade-secrets"  # type: ignore[misc]  # a property in the base
+    name: ClassVar[str] = "upgrade-secrets"
     versions: int
 
 

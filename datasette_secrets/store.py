@@ -39,10 +39,11 @@ _USE_BUSY_TIMEOUT_MS = 40
 T = TypeVar("T")
 
 
-class Newest(NamedTuple):
-    """The newest version of a secret, as the read path needs it."""
+class Row(NamedTuple):
+    """A stored version with its envelope. From a damaged row, any field may be anything."""
 
     id: int
+    name: str
     version: int
     envelope_version: int | None
     key_id: str
@@ -58,31 +59,13 @@ class Newest(NamedTuple):
         )
 
     @property
-    def is_readable(self) -> bool:
-        """False once deleted or destroyed: it then reads as not set."""
-        return self.deleted_at is None and not (
-            self.encrypted is None and self.wrapped_key is None
-        )
+    def is_destroyed(self) -> bool:
+        return self.encrypted is None and self.wrapped_key is None
 
     @property
     def is_legacy(self) -> bool:
         """Whether datasette-secrets 0.x wrote it."""
         return self.envelope_version is None and self.wrapped_key is None
-
-
-class Row(NamedTuple):
-    """A stored version with its envelope, as rotation and verification need it."""
-
-    id: int
-    name: str
-    version: int
-    envelope_version: int | None
-    key_id: str
-    wrapped_key: bytes | None
-    encrypted: bytes | None
-
-    sealed = Newest.sealed
-    is_legacy = Newest.is_legacy
 
 
 @dataclass(frozen=True)
@@ -138,12 +121,9 @@ class Use(NamedTuple):
 
 # Columns, in the order of the classes above.
 
-_NEWEST = (
-    "id, version, envelope_version, encryption_key_name, wrapped_key, encrypted, "
-    "deleted_at, last_used_at"
-)
 _ROW = (
-    "id, name, version, envelope_version, encryption_key_name, wrapped_key, encrypted"
+    "id, name, version, envelope_version, encryption_key_name, wrapped_key, encrypted, "
+    "deleted_at, last_used_at"
 )
 _VERSION = (
     "id, name, version, note, encryption_key_name, created_at, created_by, updated_at, "
@@ -152,7 +132,7 @@ _VERSION = (
     "encrypted is not null and wrapped_key is null and envelope_version is null"
 )
 _ORDER = "order by version desc, id limit 1"
-_SELECT_NEWEST = f"select {_NEWEST} from {TABLE} where name = :name {_ORDER}"  # noqa: S608
+_SELECT_NEWEST = f"select {_ROW} from {TABLE} where name = :name {_ORDER}"  # noqa: S608
 
 
 def _before_migration(sql: str) -> str:
@@ -403,7 +383,7 @@ class Reader:
         self._turn_ends = 0.0
         self._turning = False
 
-    async def newest_version(self, name: str) -> Newest | None:
+    async def newest_version(self, name: str) -> Row | None:
         """The newest version of `name`; None when nothing is stored or there is no table.
 
         Raises DatabaseUnavailable.
@@ -416,7 +396,7 @@ class Reader:
                 conn = self._conn or self._connect()
                 # All rows are fetched: an open cursor would hold the write-ahead log.
                 rows = conn.execute(_SELECT_NEWEST, {"name": name}).fetchall()
-                return Newest._make(rows[0]) if rows else None
+                return Row._make(rows[0]) if rows else None
             except sqlite3.Error:
                 # Whatever it is, the way through Datasette's threads waits for it, makes
                 # allowances for it (text that is no UTF-8), or says it.
@@ -443,15 +423,15 @@ class Reader:
         return conn
 
 
-async def newest_version(db: Database, name: str) -> Newest | None:
+async def newest_version(db: Database, name: str) -> Row | None:
     """The newest version of `name`, or None when nothing is stored or there is no table.
 
     Raises DatabaseUnavailable.
     """
 
-    def newest_secret_version(conn: sqlite3.Connection) -> Newest | None:
+    def newest_secret_version(conn: sqlite3.Connection) -> Row | None:
         rows = _select(conn, _SELECT_NEWEST, {"name": name})
-        return Newest._make(rows[0]) if rows else None
+        return Row._make(rows[0]) if rows else None
 
     return await read(db, newest_secret_version)
 
@@ -642,7 +622,7 @@ def find_version(conn: sqlite3.Connection, name: str, version: int) -> Row:
     if not rows:
         raise InvalidSecret(f"{name} has no version {version}")
     row = Row._make(rows[0])
-    if row.encrypted is None and row.wrapped_key is None:
+    if row.is_destroyed:
         raise InvalidSecret(
             f"{name} version {version} was destroyed: its value is gone"
         )
@@ -668,8 +648,8 @@ def _newest(conn: sqlite3.Connection, name: str) -> Version | None:
 
 
 def _version(row: Iterable[Any]) -> Version:
-    *columns, is_destroyed, is_legacy = row
-    return Version(*columns, bool(is_destroyed), bool(is_legacy))
+    columns = list(row)
+    return Version(*columns[:-2], *map(bool, columns[-2:]))
 
 
 def _require_newest(

@@ -36,9 +36,9 @@ class UseRecorder:
         self._clock = (0, "")
         self._written_at = ""
         self._written: set[tuple[int, str | None]] = set()
-        self._queues: weakref.WeakKeyDictionary[
-            asyncio.AbstractEventLoop, _Queue
-        ] = weakref.WeakKeyDictionary()
+        self._queues: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def now(self) -> str:
         """This second in UTC, `YYYY-MM-DD HH:MM:SS`."""
@@ -49,7 +49,7 @@ class UseRecorder:
             self._clock = (second, text)
         return text
 
-    def is_recorded(self, row: store.Newest, actor_id: str | None) -> bool:
+    def is_recorded(self, row: store.Row, actor_id: str | None) -> bool:
         """Whether this use would change nothing.
 
         The row just read must carry this second: the memory of having written it
@@ -62,7 +62,7 @@ class UseRecorder:
             and (row.id, actor_id) in self._written
         )
 
-    async def record(self, row: store.Newest, actor_id: str | None) -> None:
+    async def record(self, row: store.Row, actor_id: str | None) -> None:
         """Have the use written, and wait for that 50 ms at most."""
         if not self._db.is_mutable:
             return
@@ -100,9 +100,7 @@ class UseRecorder:
         if newest != self._written_at:
             self._written_at = newest
             self._written.clear()
-        self._written.update(
-            (use.id, use.actor_id) for use in uses if use.at == newest
-        )
+        self._written.update((use.id, use.actor_id) for use in uses if use.at == newest)
 
 
 class _Queue:

@@ -1,0 +1,194 @@
+"""Settings: every way to write a key, and every way to get it wrong."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+from datasette.app import Datasette
+from datasette.utils import StartupError
+
+from datasette_secrets import InvalidMasterKey, NotConfigured, config, envelope
+
+KEYS = [envelope.generate_master_key() for _ in range(3)]
+IDS = [envelope.MasterKey.parse(key).id for key in KEYS]
+
+
+def load(options: object) -> config.Settings:
+    datasette = Datasette(config={"plugins": {"datasette-secrets": options}})
+    try:
+        return config.load(datasette)
+    finally:
+        datasette.close()
+
+
+def ids(settings: config.Settings) -> list[str]:
+    assert settings.ring is not None
+    return [key.id for key in settings.ring]
+
+
+@pytest.mark.parametrize("option", ["encryption-key", "encryption_key"])
+def test_one_key(option: str) -> None:
+    assert ids(load({option: KEYS[0]})) == IDS[:1]
+
+
+def test_a_list_is_newest_first_and_its_first_is_primary() -> None:
+    settings = load({"encryption-key": KEYS})
+    assert ids(settings) == IDS
+    assert settings.require_ring().primary.id == IDS[0]
+
+
+def test_keys_from_variables_files_and_text(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("A_KEY", f"  {KEYS[0]}\n")
+    file = tmp_path / "key"
+    file.write_text(KEYS[1] + "\n")
+    settings = load(
+        {"encryption-key": [{"$env": "A_KEY"}, {"$file": str(file)}, KEYS[2]]}
+    )
+    assert ids(settings) == IDS
+    assert "$env A_KEY" in settings.sources[IDS[0]]
+    assert f"$file {file}" in settings.sources[IDS[1]]
+
+
+def test_both_base64_alphabets_are_one_key() -> None:
+    key = base64.urlsafe_b64encode(b"\xfb\xff" * 16).decode()
+    other = key.replace("-", "+").replace("_", "/")
+    assert key != other
+    assert ids(load({"encryption-key": key})) == ids(load({"encryption-key": other}))
+
+
+def test_a_key_that_is_given_twice_counts_once_with_a_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert ids(load({"encryption-key": [KEYS[0], KEYS[1], KEYS[0]]})) == IDS[:2]
+    assert "counts once" in capsys.readouterr().err
+
+
+def test_the_environment_variable_is_read_without_an_option(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(config.ENV_KEY, f"{KEYS[0]}, {KEYS[1]}\n")
+    assert ids(load({})) == IDS[:2]
+
+
+def test_the_option_wins_over_the_environment_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(config.ENV_KEY, KEYS[1])
+    assert ids(load({"encryption-key": KEYS[0]})) == IDS[:1]
+
+
+def test_an_empty_later_entry_is_skipped() -> None:
+    assert ids(load({"encryption-key": [KEYS[0], {"$env": "UNSET"}, ""]})) == IDS[:1]
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (None, config.ENV_KEY),
+        ({}, config.ENV_KEY),
+        ({"encryption-key": ""}, "is empty"),
+        ({"encryption-key": {"$env": "UNSET_KEY"}}, "UNSET_KEY"),
+        ({"encryption-key": [{"$env": "UNSET_KEY"}, {"$env": "OTHER"}]}, "OTHER"),
+    ],
+)
+def test_without_any_key_the_plugin_is_not_configured(
+    options: object, says: str
+) -> None:
+    settings = load(options)
+    assert settings.ring is None
+    assert says in settings.missing
+    with pytest.raises(NotConfigured, match="generate-encryption-key"):
+        settings.require_ring()
+
+
+MALFORMED = {
+    "too short": KEYS[0][:-1],
+    "too long": KEYS[0] + "A",
+    "not base64": "!" * 44,
+    "31 bytes": base64.urlsafe_b64encode(bytes(range(31))).decode(),
+    "33 bytes": base64.urlsafe_b64encode(bytes(range(33))).decode(),
+    "unpadded": KEYS[0].rstrip("="),
+    "white space within": KEYS[0][:20] + " " + KEYS[0][21:],
+    "not canonical": base64.urlsafe_b64encode(bytes(32)).decode()[:-2] + "B=",
+    "not ascii": "é" * 44,
+}
+
+
+@pytest.mark.parametrize("fault", MALFORMED)
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_malformed_key_is_refused_without_being_shown(
+    fault: str, position: int
+) -> None:
+    keys = [KEYS[1], KEYS[2]]
+    keys[position] = MALFORMED[fault]
+    with pytest.raises(InvalidMasterKey) as caught:
+        load({"encryption-key": keys})
+    message = str(caught.value)
+    shown = [key for key in [*keys, keys[position][:10]] if key in message]
+    assert len(shown) == 0
+    assert f"entry {position + 1} of" in message
+    assert "generate-encryption-key" in message
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"encryption-key": ["", KEYS[0]]}, "entry 1 of encryption-key is empty"),
+        ({"encryption-key": [{"$env": "UNSET"}, KEYS[0]]}, "UNSET"),
+        ({"encryption-key": KEYS[0], "encryption_key": KEYS[0]}, "both"),
+        ({"encryption-key": {"$file": "/no/such/file"}}, "/no/such/file"),
+        ({"encryption-key": 12}, "must be text"),
+        ({"encryption-key": [{"a": 1, "b": 2}]}, "must be text"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: object, says: str) -> None:
+    with pytest.raises(InvalidMasterKey) as caught:
+        load(options)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("options", ["text", {"database": 3}])
+def test_settings_of_the_wrong_shape_are_refused(options: object) -> None:
+    with pytest.raises(NotConfigured):
+        load(options)
+
+
+def test_the_variables_that_hold_keys_are_reserved_in_any_case() -> None:
+    settings = load(
+        {"encryption-key": [KEYS[0], {"$env": "DATASETTE_SECRETS_last_year"}]}
+    )
+    for name in ("ENCRYPTION_KEY", "old_encryption_key", "LAST_YEAR", "last_year"):
+        assert settings.is_reserved(name)
+    assert not settings.is_reserved("OPENAI_API_KEY")
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"encryption-key": "nonsense"}, "is not a master key"),
+        ({"encryption-key": KEYS[0], "database": "elsewhere"}, "not attached"),
+        ({"encryption-key": KEYS[0], "database": "_memory"}, "_memory"),
+    ],
+)
+async def test_datasette_does_not_start_with_settings_that_cannot_be_used(
+    options: object, says: str
+) -> None:
+    datasette = Datasette(config={"plugins": {"datasette-secrets": options}})
+    with pytest.raises(StartupError, match=says):
+        await datasette.invoke_startup()
+    datasette.close()
+
+
+async def test_not_configured_says_so_on_stderr_and_starts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    datasette = Datasette(
+        config={"plugins": {"datasette-secrets": {"encryption-key": {"$env": "NONE"}}}}
+    )
+    await datasette.invoke_startup()
+    assert "NONE" in capsys.readouterr().err
+    datasette.close()

@@ -1,0 +1,443 @@
+"""The public API: get, set, delete, restore, roll back, destroy."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import pytest
+from conftest import MakeDatasette
+from datasette.app import Datasette
+
+from datasette_secrets import (
+    CannotOpen,
+    DatabaseUnavailable,
+    InvalidSecret,
+    NeedsUpgrade,
+    NotConfigured,
+    Secret,
+    UnknownMasterKey,
+    VersionConflict,
+    delete_secret,
+    envelope,
+    get_secret,
+    get_secrets,
+    restore_secret,
+    service,
+    set_secret,
+    store,
+)
+
+NAME = "OPENAI_API_KEY"
+
+
+def alter(path: str, sql: str, *parameters: Any) -> None:
+    """Change the file as somebody with write access would."""
+    conn = sqlite3.connect(path)
+    with conn:
+        conn.execute(sql, parameters)
+    conn.close()
+
+
+def column(path: str, name: str) -> list[Any]:
+    conn = sqlite3.connect(path)
+    rows = conn.execute(
+        f"select {name} from datasette_secrets order by version"
+    ).fetchall()
+    conn.close()
+    return [row[0] for row in rows]
+
+
+async def test_what_is_set_is_what_is_got(datasette: Datasette) -> None:
+    for version, value in enumerate(("a", "b\nc\r\nd", "ключ 🔑", "x" * 65_536), 1):
+        assert await set_secret(datasette, NAME, value) == version
+        assert (await get_secret(datasette, NAME) == value) is True
+
+
+async def test_nothing_stored_is_none(datasette: Datasette) -> None:
+    assert await get_secret(datasette, NAME) is None
+
+
+async def test_it_works_before_startup(
+    make_datasette: MakeDatasette, master_key: str
+) -> None:
+    datasette = make_datasette(master_key)
+    assert await get_secret(datasette, NAME) is None
+    await set_secret(datasette, NAME, "early")
+    assert await get_secret(datasette, NAME) == "early"
+
+
+async def test_a_nonempty_environment_variable_wins(
+    datasette: Datasette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await set_secret(datasette, NAME, "stored")
+    monkeypatch.setenv(f"DATASETTE_SECRETS_{NAME}", "")
+    assert await get_secret(datasette, NAME) == "stored"
+    monkeypatch.setenv(f"DATASETTE_SECRETS_{NAME}", "from the environment")
+    assert await get_secret(datasette, NAME) == "from the environment"
+
+
+async def test_the_environment_is_read_without_a_key(
+    make_datasette: MakeDatasette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"DATASETTE_SECRETS_{NAME}", "from the environment")
+    assert await get_secret(make_datasette(), NAME) == "from the environment"
+
+
+async def test_a_master_key_is_never_handed_out(
+    make_datasette: MakeDatasette, master_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "ENCRYPTION_KEY": master_key,
+        "OLD_ENCRYPTION_KEY": "anything",
+        "YEAR": master_key,
+        "COPY": f"old,{master_key.replace('-', '+').replace('_', '/')}",
+    }.items():
+        monkeypatch.setenv(f"DATASETTE_SECRETS_{name}", value)
+    datasette = make_datasette({"$env": "DATASETTE_SECRETS_YEAR"})
+    for name in ("ENCRYPTION_KEY", "OLD_ENCRYPTION_KEY", "YEAR", "COPY"):
+        assert (await get_secret(datasette, name) is None) is True
+        assert name not in {each.name for each in await service.list_secrets(datasette)}
+    for name in ("ENCRYPTION_KEY", "encryption_key", "YEAR"):
+        with pytest.raises(InvalidSecret, match="reserved"):
+            await set_secret(datasette, name, "a value")
+
+
+async def test_a_deleted_secret_is_none_until_it_is_restored(
+    datasette: Datasette,
+) -> None:
+    await set_secret(datasette, NAME, "first")
+    await set_secret(datasette, NAME, "second")
+    assert await delete_secret(datasette, NAME, actor_id="ann") == 2
+    assert await get_secret(datasette, NAME) is None
+    assert await restore_secret(datasette, NAME) == 2
+    assert await get_secret(datasette, NAME) == "second"
+
+
+async def test_a_new_value_of_a_deleted_secret_is_not_deleted(
+    datasette: Datasette,
+) -> None:
+    await set_secret(datasette, NAME, "first")
+    await delete_secret(datasette, NAME)
+    assert await set_secret(datasette, NAME, "second") == 2
+    assert await get_secret(datasette, NAME) == "second"
+
+
+async def test_rolling_back_seals_the_old_value_as_a_new_version(
+    datasette: Datasette,
+) -> None:
+    await set_secret(datasette, NAME, "first")
+    await set_secret(datasette, NAME, "second")
+    assert await service.roll_back(datasette, NAME, 1) == 3
+    assert await get_secret(datasette, NAME) == "first"
+
+
+async def test_a_destroyed_newest_version_is_none_and_never_an_older_one(
+    datasette: Datasette,
+) -> None:
+    await set_secret(datasette, NAME, "first")
+    await set_secret(datasette, NAME, "second")
+    destroyed, _ = await service.destroy_versions(datasette, NAME, [2])
+    assert destroyed == 1
+    assert await get_secret(datasette, NAME) is None
+    with pytest.raises(InvalidSecret, match="destroyed"):
+        await service.roll_back(datasette, NAME, 2)
+    with pytest.raises(InvalidSecret, match="destroyed"):
+        await restore_secret(datasette, NAME)
+    assert await service.roll_back(datasette, NAME, 1) == 3
+    assert await get_secret(datasette, NAME) == "first"
+
+
+async def test_destroying_a_version_that_is_not_there_destroys_nothing(
+    datasette: Datasette,
+) -> None:
+    await set_secret(datasette, NAME, "first")
+    with pytest.raises(InvalidSecret, match="no version 9"):
+        await service.destroy_versions(datasette, NAME, [1, 9])
+    assert await get_secret(datasette, NAME) == "first"
+
+
+@pytest.mark.parametrize("change", [delete_secret, restore_secret])
+async def test_changing_what_is_not_stored_is_refused(
+    datasette: Datasette, change: Any
+) -> None:
+    with pytest.raises(InvalidSecret, match="Nothing is stored"):
+        await change(datasette, NAME)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "a\0b", "x" * 65_537, "é" * 32_769, "\ud800", b"bytes", None, 3]
+)
+async def test_a_value_that_cannot_be_stored_is_refused(
+    datasette: Datasette, value: Any
+) -> None:
+    with pytest.raises(InvalidSecret, match=NAME):
+        await set_secret(datasette, NAME, value)
+    assert await get_secret(datasette, NAME) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["", "1A", "A B", "A-B", "Ä", "A/B", "A" * 129, "A\n", None, 3]
+)
+async def test_a_malformed_name_is_refused(datasette: Datasette, name: Any) -> None:
+    with pytest.raises(InvalidSecret, match="name"):
+        await set_secret(datasette, name, "a value")
+
+
+@pytest.mark.parametrize("note", ["x" * 101, "a\0b", "\ud800", 3])
+async def test_a_malformed_note_is_refused(datasette: Datasette, note: Any) -> None:
+    with pytest.raises(InvalidSecret, match="note"):
+        await set_secret(datasette, NAME, "a value", note=note)
+
+
+async def test_a_note_stays_until_it_is_changed(
+    datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, NAME, "a", note="from the vendor")
+    await set_secret(datasette, NAME, "b")
+    await set_secret(datasette, NAME, "c", note="")
+    assert column(internal, "note") == ["from the vendor", "from the vendor", ""]
+
+
+async def test_a_stale_expected_version_is_refused_with_who_and_when(
+    datasette: Datasette,
+) -> None:
+    await set_secret(datasette, NAME, "first", expected_version=0)
+    await set_secret(datasette, NAME, "second", actor_id="ann", expected_version=1)
+    for change in (
+        lambda: set_secret(datasette, NAME, "third", expected_version=1),
+        lambda: delete_secret(datasette, NAME, expected_version=1),
+        lambda: restore_secret(datasette, NAME, expected_version=1),
+        lambda: service.roll_back(datasette, NAME, 1, expected_version=1),
+        lambda: service.set_note(datasette, NAME, "new", expected_version=1),
+    ):
+        with pytest.raises(VersionConflict, match="ann") as caught:
+            await change()
+        assert (caught.value.expected, caught.value.actual) == (1, 2)
+        assert caught.value.updated_at
+    assert await get_secret(datasette, NAME) == "second"
+
+
+async def test_not_configured_raises_while_a_version_is_stored(
+    datasette: Datasette, make_datasette: MakeDatasette
+) -> None:
+    await set_secret(datasette, NAME, "a value")
+    without_key = make_datasette()
+    with pytest.raises(NotConfigured):
+        await get_secret(without_key, NAME)
+    assert await get_secret(without_key, "ANOTHER") is None
+    with pytest.raises(NotConfigured):
+        await set_secret(without_key, NAME, "a value")
+    await delete_secret(datasette, NAME)
+    assert await get_secret(without_key, NAME) is None
+
+
+async def test_a_missing_key_is_named_by_its_id(
+    datasette: Datasette, make_datasette: MakeDatasette, master_key: str
+) -> None:
+    await set_secret(datasette, NAME, "a value")
+    other = make_datasette(envelope.generate_master_key())
+    with pytest.raises(UnknownMasterKey) as caught:
+        await get_secret(other, NAME)
+    assert caught.value.key_id == envelope.MasterKey.parse(master_key).id
+    assert (caught.value.name, caught.value.version) == (NAME, 1)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "version = 'three'",
+        "version = x'03'",
+        "version = -1",
+        "version = 1.5",
+        "encrypted = null",
+        "wrapped_key = null",
+        "encrypted = 'text'",
+        "wrapped_key = 7",
+        "envelope_version = 2",
+        "envelope_version = null",
+        "encryption_key_name = 'default'",
+        "encryption_key_name = x'00'",
+        "encryption_key_name = cast(x'ff' as text)",
+    ],
+)
+async def test_a_damaged_row_raises_and_is_mended_by_a_new_value(
+    datasette: Datasette, internal: str, damage: str
+) -> None:
+    await set_secret(datasette, NAME, "a value")
+    alter(internal, f"update datasette_secrets set {damage}")
+    with pytest.raises(CannotOpen):
+        await get_secret(datasette, NAME)
+    await set_secret(datasette, NAME, "a new value")
+    assert await get_secret(datasette, NAME) == "a new value"
+    assert len(column(internal, "id")) == 2
+
+
+async def test_a_row_of_0x_never_opens(datasette: Datasette, internal: str) -> None:
+    alter(
+        internal,
+        "insert into datasette_secrets (name, version, encrypted, encryption_key_name)"
+        " values (?, 1, ?, 'default')",
+        NAME,
+        b"gAAAAA",
+    )
+    with pytest.raises(NeedsUpgrade, match="datasette secrets upgrade"):
+        await get_secret(datasette, NAME)
+    with pytest.raises(NeedsUpgrade):
+        await service.roll_back(datasette, NAME, 1)
+
+
+async def test_the_next_read_sees_what_another_process_changed(
+    datasette: Datasette, make_datasette: MakeDatasette, master_key: str, internal: str
+) -> None:
+    await set_secret(datasette, NAME, "first")
+    assert await get_secret(datasette, NAME) == "first"
+    await set_secret(make_datasette(master_key), NAME, "second")
+    assert await get_secret(datasette, NAME) == "second"
+    alter(internal, "delete from datasette_secrets")
+    assert await get_secret(datasette, NAME) is None
+
+
+async def test_a_closed_datasette_does_not_answer(
+    make_datasette: MakeDatasette, master_key: str
+) -> None:
+    datasette = make_datasette(master_key)
+    await set_secret(datasette, NAME, "a value")
+    assert await get_secret(datasette, NAME) == "a value"
+    datasette.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await get_secret(datasette, NAME)
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+@pytest.mark.parametrize("internal_path", [None, "file"])
+async def test_every_kind_of_internal_database_and_of_threading(
+    make_datasette: MakeDatasette,
+    master_key: str,
+    internal: str,
+    internal_path: str | None,
+    threads: int,
+) -> None:
+    datasette = make_datasette(
+        master_key,
+        internal=internal_path and internal,
+        settings={"num_sql_threads": threads},
+    )
+    await datasette.invoke_startup()
+    await set_secret(datasette, NAME, "a value")
+    assert await get_secret(datasette, NAME, "ann") == "a value"
+    [version] = await store.history(service.vault(datasette).db, NAME)
+    assert version.last_used_by == "ann"
+
+
+async def test_shared_memory_works_as_a_named_database(
+    make_datasette: MakeDatasette, master_key: str
+) -> None:
+    datasette = make_datasette(master_key, database="shared")
+    datasette.add_memory_database("shared_secrets", name="shared")
+    await datasette.invoke_startup()
+    await set_secret(datasette, NAME, "a value")
+    assert await get_secret(datasette, NAME) == "a value"
+
+
+async def test_an_immutable_database_is_read_and_not_changed(
+    make_datasette: MakeDatasette, master_key: str, tmp_path: Any
+) -> None:
+    path = str(tmp_path / "named.db")
+    sqlite3.connect(path).execute("vacuum").connection.close()
+    writable = make_datasette(master_key, database="named", files=[path])
+    await writable.invoke_startup()
+    await set_secret(writable, NAME, "a value")
+    writable.close()
+    datasette = make_datasette(master_key, database="named", immutables=[path])
+    await datasette.invoke_startup()
+    assert await get_secret(datasette, NAME, "ann") == "a value"
+    with pytest.raises(DatabaseUnavailable, match="immutable"):
+        await set_secret(datasette, NAME, "another")
+
+
+async def test_changes_are_announced_without_values(datasette: Datasette) -> None:
+    events: list[Any] = []
+
+    class Listener:
+        @staticmethod
+        def track_event(event: Any) -> None:
+            events.append(event)
+
+    from datasette import hookimpl
+    from datasette.plugins import pm
+
+    Listener.track_event = staticmethod(hookimpl(Listener.track_event))  # type: ignore[method-assign]
+    pm.register(Listener, name="listener")
+    try:
+        await set_secret(datasette, NAME, "sentinel-value", actor_id="ann")
+        await delete_secret(datasette, NAME)
+        await delete_secret(datasette, NAME)
+        await restore_secret(datasette, NAME)
+        await service.destroy_versions(datasette, NAME, [1])
+    finally:
+        pm.unregister(name="listener")
+    assert [event.name for event in events] == [
+        "set-secret",
+        "delete-secret",
+        "restore-secret",
+        "destroy-secret",
+    ]
+    assert events[0].actor == {"id": "ann"}
+    assert events[0].properties() == {"secret": NAME, "version": 1}
+    assert "sentinel" not in repr(events)
+
+
+async def test_the_first_to_register_a_name_wins_and_every_kind_of_hook_counts(
+    datasette: Datasette,
+) -> None:
+    from datasette import hookimpl
+    from datasette.plugins import pm
+
+    class First:
+        @hookimpl(tryfirst=True)
+        def register_secrets(self, datasette: Any) -> Any:
+            async def later() -> list[Secret]:
+                return [Secret("A", "the first"), Secret("B")]
+
+            return later
+
+    class Second:
+        @hookimpl
+        def register_secrets(self) -> list[Secret]:
+            return [Secret("A", "the second"), Secret("C")]
+
+    class Third:
+        @hookimpl(trylast=True)
+        async def register_secrets(self, datasette: Any) -> list[Secret]:
+            return [Secret("D")]
+
+    plugins = [First(), Second(), Third()]
+    for plugin in plugins:
+        pm.register(plugin)
+    try:
+        secrets = {each.name: each for each in await get_secrets(datasette)}
+    finally:
+        for plugin in plugins:
+            pm.unregister(plugin)
+    assert {"A", "B", "C", "D"} <= secrets.keys()
+    assert secrets["A"].description == "the first"
+    assert [each.name for each in await get_secrets(datasette)] == ["EXAMPLE_SECRET"]
+
+
+async def test_a_registered_name_may_be_any_text(datasette: Datasette) -> None:
+    from datasette import hookimpl
+    from datasette.plugins import pm
+
+    class Odd:
+        @hookimpl
+        def register_secrets(self) -> list[Secret]:
+            return [Secret("the näme / of%it")]
+
+    plugin = Odd()
+    pm.register(plugin)
+    try:
+        await set_secret(datasette, "the näme / of%it", "a value")
+        assert await get_secret(datasette, "the näme / of%it") == "a value"
+    finally:
+        pm.unregister(plugin)

@@ -1,0 +1,249 @@
+"""Who used a secret when: recorded truly, and with few writes."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+from conftest import MakeDatasette
+from datasette.app import Datasette
+
+from datasette_secrets import get_secret, service, set_secret
+
+NAME = "OPENAI_API_KEY"
+
+
+def used(path: str, name: str = NAME) -> tuple[str | None, str | None]:
+    conn = sqlite3.connect(path)
+    [row] = conn.execute(
+        "select last_used_at, last_used_by from datasette_secrets "
+        "where name = ? order by version desc limit 1",
+        (name,),
+    ).fetchall()
+    conn.close()
+    return row
+
+
+def write_transactions(path: str) -> int:
+    """SQLite's file change counter: outside of WAL mode, every transaction adds one."""
+    return int.from_bytes(Path(path).read_bytes()[24:28], "big")
+
+
+def set_journal_mode_wal(path: str) -> None:
+    conn = sqlite3.connect(path)
+    conn.execute("pragma journal_mode = wal").fetchall()
+    conn.close()
+
+
+def second() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+
+
+@pytest.fixture
+def locked(internal: str) -> Iterator[sqlite3.Connection]:
+    """A second connection to the internal database, to hold its lock with."""
+    conn = sqlite3.connect(internal, isolation_level=None)
+    yield conn
+    conn.close()
+
+
+async def test_after_a_read_the_row_says_when_and_by_whom(
+    datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, NAME, "a value")
+    for actor in ("ann", None, "ben", "ann"):
+        begun = second()
+        await get_secret(datasette, NAME, actor)
+        at, by = used(internal)
+        assert begun <= (at or "") <= second()
+        if at == begun:
+            assert by in {"ann", None, "ben"}
+
+
+async def test_the_last_of_several_actors_in_a_row_is_named(
+    datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, NAME, "a value")
+    for actor in ("ann", "ben", None, "cyd"):
+        await get_secret(datasette, NAME, actor)
+        assert used(internal)[1] == actor
+
+
+async def test_the_same_actor_in_the_same_second_is_written_once(
+    datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, NAME, "a value")
+    before = write_transactions(internal)
+    begun = time.time()
+    for _ in range(500):
+        await get_secret(datasette, NAME, "ann")
+    seconds = int(time.time()) - int(begun) + 1
+    assert write_transactions(internal) - before <= seconds
+
+
+async def test_uses_that_wait_together_are_written_together(
+    datasette: Datasette, internal: str
+) -> None:
+    names = [f"NAME_{number}" for number in range(20)]
+    for name in names:
+        await set_secret(datasette, name, "a value")
+    before = write_transactions(internal)
+    begun = second()
+    await asyncio.gather(
+        *(
+            get_secret(datasette, name, f"actor{number}")
+            for name in names
+            for number in range(10)
+        )
+    )
+    assert write_transactions(internal) - before < 20
+    for name in names:
+        at, by = used(internal, name)
+        assert begun <= (at or "") <= second()
+        assert (by or "").startswith("actor")
+
+
+async def test_a_use_is_written_again_when_the_row_no_longer_says_so(
+    datasette: Datasette, internal: str, locked: sqlite3.Connection
+) -> None:
+    await set_secret(datasette, NAME, "a value")
+    await get_secret(datasette, NAME, "ann")
+    locked.execute("update datasette_secrets set last_used_at = null")
+    await get_secret(datasette, NAME, "ann")
+    assert used(internal)[0] is not None
+
+
+async def test_a_read_does_not_wait_for_a_lock_and_the_use_is_written_later(
+    datasette: Datasette, internal: str, locked: sqlite3.Connection
+) -> None:
+    await set_secret(datasette, NAME, "a value")
+    locked.execute("begin immediate")
+    assert await get_secret(datasette, NAME, "ann") == "a value"
+    assert used(internal) == (None, None)
+    locked.execute("commit")
+    async with _deadline():
+        while used(internal)[1] != "ann":
+            await asyncio.sleep(0.01)
+
+
+async def test_reads_go_on_while_another_process_writes_in_wal_mode(
+    make_datasette: MakeDatasette, master_key: str, internal: str
+) -> None:
+    set_journal_mode_wal(internal)
+    conn = sqlite3.connect(internal, isolation_level=None)
+    datasette = make_datasette(master_key)
+    await datasette.invoke_startup()
+    await set_secret(datasette, NAME, "a value")
+    conn.execute("begin immediate")
+    for number in range(50):
+        assert await get_secret(datasette, NAME, f"actor{number}") == "a value"
+    conn.execute("commit")
+    conn.close()
+
+
+async def test_a_read_waits_off_the_loop_for_an_exclusive_lock(
+    datasette: Datasette, locked: sqlite3.Connection
+) -> None:
+    await set_secret(datasette, NAME, "a value")
+    locked.execute("begin exclusive")
+    read = asyncio.ensure_future(get_secret(datasette, NAME, "ann"))
+    turns = 0
+    while turns < 100:
+        await asyncio.sleep(0)
+        turns += 1
+    assert not read.done()
+    locked.execute("commit")
+    assert await read == "a value"
+
+
+async def test_a_later_use_by_another_process_stays(
+    datasette: Datasette, internal: str, locked: sqlite3.Connection
+) -> None:
+    await set_secret(datasette, NAME, "a value")
+    recorder = service.vault(datasette).uses
+    row = await service.vault(datasette).reader.newest_version(NAME)
+    assert row is not None
+    locked.execute(
+        "update datasette_secrets set last_used_at = datetime('now'), last_used_by = 'ben'"
+    )
+    from datasette_secrets.store import Use
+
+    await recorder.write([Use(row.id, "2020-01-01 00:00:00", "ann")])
+    assert used(internal)[1] == "ben"
+
+
+async def test_a_use_in_the_future_is_a_wrong_clock_and_is_overwritten(
+    datasette: Datasette, internal: str, locked: sqlite3.Connection
+) -> None:
+    await set_secret(datasette, NAME, "a value")
+    locked.execute(
+        "update datasette_secrets set last_used_at = '2999-01-01 00:00:00', last_used_by = 'ben'"
+    )
+    await get_secret(datasette, NAME, "ann")
+    assert used(internal)[1] == "ann"
+
+
+async def test_what_waits_is_written_when_the_server_stops(
+    make_datasette: MakeDatasette,
+    master_key: str,
+    internal: str,
+    locked: sqlite3.Connection,
+) -> None:
+    datasette = make_datasette(master_key)
+    await datasette.invoke_startup()
+    await set_secret(datasette, NAME, "a value")
+    locked.execute("begin immediate")
+    await get_secret(datasette, NAME, "ann")
+    locked.execute("commit")
+    await service.stop(datasette)
+    assert used(internal)[1] == "ann"
+
+
+async def test_other_tasks_run_while_one_reads_in_a_tight_loop(
+    datasette: Datasette,
+) -> None:
+    await set_secret(datasette, NAME, "a value")
+    done = False
+
+    async def other() -> None:
+        nonlocal done
+        done = True
+
+    task = asyncio.ensure_future(other())
+    for _ in range(100_000):
+        await get_secret(datasette, NAME, "ann")
+        if done:
+            break
+    assert done
+    await task
+
+
+async def test_reading_leaves_no_transaction_open(
+    make_datasette: MakeDatasette, master_key: str, internal: str
+) -> None:
+    set_journal_mode_wal(internal)
+    datasette = make_datasette(master_key)
+    await datasette.invoke_startup()
+    await set_secret(datasette, NAME, "a value")
+    await get_secret(datasette, NAME, "ann")
+    conn = sqlite3.connect(internal)
+    [(busy, log, _)] = conn.execute("pragma wal_checkpoint(truncate)").fetchall()
+    conn.close()
+    assert (busy, log) == (0, 0)
+
+
+class _deadline:
+    """Fails the test, rather than hang it, when something never comes."""
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._timer = asyncio.get_running_loop().call_later(20, task.cancel)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._timer.cancel()
