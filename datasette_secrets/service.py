@@ -45,7 +45,10 @@ class Vault:
 
     def environment_value(self, name: str) -> str | None:
         """What a non-empty `DATASETTE_SECRETS_<NAME>` holds, unless it is a master key."""
-        value = os.environ.get(config.ENV_PREFIX + name)
+        try:
+            value = os.environ.get(config.ENV_PREFIX + name)
+        except UnicodeEncodeError:  # the name is no text that a variable can have
+            return None
         if not value or self.settings.is_reserved(name):
             return None
         ring = self.settings.ring
@@ -352,11 +355,13 @@ async def list_secrets(
     contains: str = "",
     after: str | None = None,
     limit: int | None = None,
+    waiting: bool = True,
 ) -> list[Listed]:
     """Every secret that is registered or stored, by name.
 
     `contains`: only names with this in them, whatever the case. `after`, `limit`: a page.
-    Reserved names are left out. Raises DatabaseUnavailable.
+    `waiting`: False leaves out what `waiting_secrets` lists. Reserved names are left out.
+    Raises DatabaseUnavailable.
     """
     place = vault(datasette)
     registered = {
@@ -371,17 +376,56 @@ async def list_secrets(
             limit=-1 if limit is None else limit,
         )
     }
-    waiting = {
+    asked_for = {
         name
         for name in registered
         if contains.casefold() in name.casefold() and (after is None or name > after)
     }
-    # Names as code points, which is how SQLite orders their UTF-8.
-    return [
+    # Names as code points, which is how SQLite orders their UTF-8. A registered name that
+    # lies after a full page of stored ones is cut off again, so it need not be known here
+    # whether it is stored.
+    listed = (
         _listed(place, name, registered.get(name), stored.get(name))
-        for name in sorted(waiting | stored.keys())
+        for name in sorted(asked_for | stored.keys())
         if not place.settings.is_reserved(name)
-    ][:limit]
+    )
+    return [each for each in listed if waiting or each.state != "not-set"][:limit]
+
+
+async def waiting_secrets(datasette: Datasette, *, contains: str = "") -> list[Listed]:
+    """What plugins registered and nobody ever set, in the order of registration.
+
+    `contains` as in `list_secrets`. Raises DatabaseUnavailable.
+    """
+    place = vault(datasette)
+    registered = [
+        secret
+        for secret in await registry.get_secrets(datasette)
+        if contains.casefold() in secret.name.casefold()
+        and not place.settings.is_reserved(secret.name)
+    ]
+    stored = await store.stored_names(place.db, [each.name for each in registered])
+    listed = [
+        _listed(place, secret.name, secret, None)
+        for secret in registered
+        if secret.name not in stored
+    ]
+    return [each for each in listed if each.state == "not-set"]
+
+
+async def count_secrets(datasette: Datasette, *, contains: str = "") -> int:
+    """How many `list_secrets` lists, all pages together. Raises DatabaseUnavailable."""
+    place = vault(datasette)
+    registered = [
+        secret.name
+        for secret in await registry.get_secrets(datasette)
+        if contains.casefold() in secret.name.casefold()
+        and not place.settings.is_reserved(secret.name)
+    ]
+    stored = await store.stored_names(place.db, registered)
+    return len(set(registered) - stored) + await store.count_names(
+        place.db, contains=contains
+    )
 
 
 async def find_secret(datasette: Datasette, name: str) -> Listed | None:
@@ -410,16 +454,19 @@ def _listed(
 def _state(place: Vault, name: str, newest: store.Version | None) -> str:
     if place.environment_value(name) is not None:
         return "environment"
-    if newest is None:
-        return "not-set"
-    if newest.is_destroyed:
+    return "not-set" if newest is None else version_state(place, newest)
+
+
+def version_state(place: Vault, version: store.Version) -> str:
+    """One of STATES for a stored version by itself, the environment left aside."""
+    if version.is_destroyed:
         return "destroyed"
-    if newest.is_deleted:
+    if version.is_deleted:
         return "deleted"
-    if newest.is_legacy:
+    if version.is_legacy:
         return "needs-upgrade"
     ring = place.settings.ring
-    return "stored" if ring is not None and newest.key_id in ring else "needs-key"
+    return "stored" if ring is not None and version.key_id in ring else "needs-key"
 
 
 async def announce_rotation(
@@ -514,10 +561,11 @@ async def exposure(datasette: Datasette) -> list[str]:
         return []
     resource = DatabaseResource(name)
     warnings = []
-    for action, can in (
-        ("execute-sql", "run SQL in"),
-        ("view-database-download", "download"),
-    ):
+    actions = [("execute-sql", "run SQL in")]
+    # Datasette offers a file for download only while nothing can write to it.
+    if not place.db.is_mutable and datasette.setting("allow_download"):
+        actions.append(("view-database-download", "download"))
+    for action, can in actions:
         for who, actor in (
             ("anyone, without signing in,", None),
             ("anyone who is signed in", {"id": "datasette-secrets:nobody"}),

@@ -11,6 +11,7 @@ open and never waits for a lock (`Reader`). All other reads run in Datasette's t
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import threading
 import time
@@ -249,6 +250,8 @@ async def migrate(db: Database) -> None:
 
 # Reading and writing.
 
+_NOT_UTF8 = "The name of a secret is valid UTF-8: no half of a surrogate pair"
+
 
 async def read(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
     """`fn(conn)` on a connection of Datasette's, in a thread.
@@ -266,6 +269,8 @@ async def read(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
         return await db.execute_write_fn(fn, transaction=False)  # type: ignore[no-any-return]
     except sqlite3.DatabaseError as error:
         raise _unavailable(error, "read") from None
+    except UnicodeEncodeError:
+        raise InvalidSecret(_NOT_UTF8) from None
 
 
 async def write(db: Database, fn: Callable[..., T]) -> T:
@@ -292,6 +297,8 @@ async def write(db: Database, fn: Callable[..., T]) -> T:
         outcome = error
     if isinstance(outcome, sqlite3.DatabaseError):
         raise _unavailable(outcome, "written") from None
+    if isinstance(outcome, UnicodeEncodeError):
+        raise InvalidSecret(_NOT_UTF8)
     if isinstance(outcome, Exception):
         raise outcome
     return outcome  # type: ignore[no-any-return]
@@ -397,7 +404,7 @@ class Reader:
                 # All rows are fetched: an open cursor would hold the write-ahead log.
                 rows = conn.execute(_SELECT_NEWEST, {"name": name}).fetchall()
                 return Row._make(rows[0]) if rows else None
-            except sqlite3.Error:
+            except (sqlite3.Error, UnicodeEncodeError):
                 # Whatever it is, the way through Datasette's threads waits for it, makes
                 # allowances for it (text that is no UTF-8), or says it.
                 pass
@@ -703,7 +710,7 @@ async def newest_versions(
         rows = _select(
             conn,
             f"""select {_VERSION} from {TABLE} as newest
-            where (:after is null or name > :after)
+            where typeof(name) = 'text' and (:after is null or name > :after)
             and instr(lower(name), lower(:contains)) > 0 and not exists (
                 select 1 from {TABLE} as other where other.name = newest.name and (
                     other.version > newest.version
@@ -715,6 +722,36 @@ async def newest_versions(
         return [_version(row) for row in rows]
 
     return await read(db, newest_secret_versions)
+
+
+async def count_names(db: Database, *, contains: str = "") -> int:
+    """How many secrets `newest_versions` finds. Raises DatabaseUnavailable."""
+
+    def count_secret_names(conn: sqlite3.Connection) -> int:
+        rows = _select(
+            conn,
+            f"select count(distinct name) from {TABLE} where typeof(name) = 'text' "  # noqa: S608
+            "and instr(lower(name), lower(:contains)) > 0",
+            {"contains": contains},
+        )
+        return int(rows[0][0]) if rows else 0
+
+    return await read(db, count_secret_names)
+
+
+async def stored_names(db: Database, names: list[str]) -> set[str]:
+    """Those of `names` under which a version is stored. Raises DatabaseUnavailable."""
+
+    def stored_secret_names(conn: sqlite3.Connection) -> set[str]:
+        rows = _select(
+            conn,
+            f"select distinct name from {TABLE} "  # noqa: S608
+            "where name in (select value from json_each(:names))",
+            {"names": json.dumps(names)},
+        )
+        return {name for (name,) in rows}
+
+    return await read(db, stored_secret_names)
 
 
 async def key_counts(db: Database) -> list[KeyCount]:
