@@ -580,6 +580,19 @@ async def exposure(datasette: Datasette) -> list[str]:
     return warnings
 
 
+def why_read_only(place: Vault) -> str:
+    """Why the database cannot be changed, in one sentence; empty while it can."""
+    path = place.db.path
+    if not place.db.is_mutable:
+        return "The database of the secrets is immutable: they can be read, not changed."
+    if path and not os.access(path, os.W_OK):
+        return (
+            "The file of the database cannot be written by this server: secrets can be "
+            "read, not changed. Correct the permissions of the file and its folder."
+        )
+    return ""
+
+
 async def is_registered(datasette: Datasette, name: str) -> bool:
     """Whether a plugin registered a secret of this name."""
     return any(secret.name == name for secret in await registry.get_secrets(datasette))
