@@ -68,6 +68,18 @@ __all__ = [
 ]
 
 
+def get_config(datasette: Datasette) -> dict[str, str] | None:
+    """`{"database": …}` if a master key is configured, else None. Kept from 0.x.
+
+    0.x had the master key in it, as `encryption_key`. No plugin is known to read that, and
+    a master key is handed to nobody.
+    """
+    from . import config
+
+    settings = config.load(datasette)
+    return {"database": settings.database or "_internal"} if settings.ring else None
+
+
 @hookimpl
 def startup(datasette: Datasette) -> Any:
     """Check the settings, and bring the table to this version's shape."""
@@ -106,6 +118,12 @@ def register_events() -> Any:
     from .service import EVENTS
 
     return EVENTS
+
+
+@hookimpl(tryfirst=True)
+def register_output_renderer() -> None:
+    """No renderer: it is the first hook that Datasette calls for each new instance."""
+    registry.register_late_hooks(pm)
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from datasette.hookspecs import hookspec
@@ -10,6 +11,7 @@ from datasette.utils import await_me_maybe
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+    from pluggy import PluginManager
 
 
 @dataclasses.dataclass
@@ -50,3 +52,24 @@ async def get_secrets(datasette: Datasette) -> list[Secret]:
         for secret in await await_me_maybe(registered) or ():
             by_name.setdefault(secret.name, secret)
     return list(by_name.values()) or [EXAMPLE]
+
+
+def register_late_hooks(pm: PluginManager) -> None:
+    """Have `pm` know the hooks that modules got after it had looked at them.
+
+    Where a program's first import is a plugin that itself imports `datasette.plugins`
+    (datasette_enrichments, datasette_llm), that loads all plugins, this one included,
+    while it is half built: it is registered with none of the hooks that follow.
+    """
+    for name, plugin in pm.list_name_plugin():
+        if not isinstance(plugin, ModuleType):
+            continue
+        known = {caller.name for caller in pm.get_hookcallers(plugin) or ()}
+        found = {
+            options.get("specname") or attribute
+            for attribute in vars(plugin)
+            if (options := pm.parse_hookimpl_opts(plugin, attribute))
+        }
+        if not found <= known:
+            pm.unregister(plugin, name)
+            pm.register(plugin, name)
