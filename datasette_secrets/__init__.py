@@ -15,6 +15,8 @@ For plugin authors:
 The package, where a module imports only from those below it:
 
     cli        the commands                      views      the pages and the JSON API
+                                                 display    how they show things
+                                                 body       what a request sent
     rotation   re-wrap, verify, count
     service    get, set, delete, roll back, destroy, list; events
     uses       who used a secret when
@@ -136,10 +138,18 @@ def register_routes() -> Any:
 
 @hookimpl
 def menu_links(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
-    """ "Manage secrets", for those who may."""
+    """The link to the pages, for those who may."""
     from .views import menu_links
 
     return menu_links(datasette, actor)
+
+
+@hookimpl
+def jump_items_sql(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
+    """The same in the jump menu."""
+    from .views import jump_items
+
+    return jump_items(datasette, actor)
 
 
 @hookimpl

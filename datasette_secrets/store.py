@@ -777,6 +777,24 @@ async def key_counts(db: Database) -> list[KeyCount]:
     return await read(db, count_versions_per_key)
 
 
+async def versions_elsewhere(db: Database, key_id: str) -> list[Version]:
+    """The versions that hold an envelope under any other master key than this one.
+
+    Raises DatabaseUnavailable.
+    """
+
+    def secret_versions_elsewhere(conn: sqlite3.Connection) -> list[Version]:
+        rows = _select(
+            conn,
+            f"select {_VERSION} from {TABLE} where wrapped_key is not null "  # noqa: S608
+            "and encryption_key_name != :key_id order by name, version desc",
+            {"key_id": key_id},
+        )
+        return [_version(row) for row in rows]
+
+    return await read(db, secret_versions_elsewhere)
+
+
 async def count_versions(db: Database) -> int:
     """How many versions are stored, destroyed ones included. Raises DatabaseUnavailable."""
 

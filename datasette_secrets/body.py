@@ -1,0 +1,161 @@
+"""Reads what a request sent: JSON or a form. Raises nothing, since its frames hold values.
+
+Datasette prints the locals of every frame of an exception when `rich` is installed, for
+responses of 400 to 499 too. So a body that cannot be read or parsed becomes a `Body` with
+a `problem`, and a good one hides what it holds: its `repr` shows nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+from datasette.utils.asgi import PayloadTooLarge, Request
+
+_FORM = "application/x-www-form-urlencoded"
+_MULTIPART = "multipart/form-data"
+_JSON = "application/json"
+_FIELDS_MAX = 20_000
+
+
+class Body:
+    """What was sent, by field. Neither `repr` nor `str` shows it.
+
+    `problem`: why it was refused, empty if it was not; `status`: the HTTP status to say
+    so with. `is_form`: a web form sent it, so line ends are CRLF, and white space at the
+    ends of a value is an accident.
+    """
+
+    __slots__ = ("_fields", "is_form", "problem", "status")
+
+    def __init__(
+        self,
+        fields: Mapping[str, list[Any]] | None = None,
+        *,
+        is_form: bool = False,
+        problem: str = "",
+        status: int = 200,
+    ) -> None:
+        self._fields = dict(fields or {})
+        self.is_form = is_form
+        self.problem = problem
+        self.status = status
+
+    def __repr__(self) -> str:
+        return "<Body>"
+
+    def unknown(self, *known: str) -> bool:
+        """Whether it has a field that is none of these. Their names may be anything."""
+        return not self._fields.keys() <= set(known)
+
+    def has(self, name: str) -> bool:
+        """Whether the field was sent, and not as null."""
+        return any(value is not None for value in self._fields.get(name, ()))
+
+    def first(self, name: str) -> Any:
+        """A field that holds no secret, as it was sent; None without it."""
+        return next(iter(self._fields.get(name, ())), None)
+
+    def all(self, name: str) -> list[Any]:
+        """Every value of a field that holds no secret."""
+        return list(self._fields.get(name, ()))
+
+    def has_value(self, name: str) -> bool:
+        """Whether there is a value to store: in a form, one that is not blank."""
+        return self.has(name) and not (self.is_form and not self.take_value(name))
+
+    def take_value(self, name: str) -> Any:
+        """The value to store. Pass it on within the same expression; never name it."""
+        if self.is_form:
+            return str(self.first(name) or "").replace("\r\n", "\n").strip()
+        return self.first(name)
+
+
+def media_type(request: Request) -> str:
+    """The request's media type in lower case, without parameters; empty if unsaid."""
+    header: str = request.headers.get("content-type") or ""
+    return header.partition(";")[0].strip().lower()
+
+
+async def read(request: Request) -> Body:
+    """What `request` sent. An empty body without a media type is an empty object."""
+    kind = media_type(request)
+    try:
+        raw = await request.post_body()
+    except PayloadTooLarge:
+        return Body(problem="The body is larger than this server accepts", status=413)
+    except (
+        Exception
+    ):  # the client went away, or spoke no HTTP: nothing can be told apart
+        return Body(problem="The body could not be read", status=400)
+    if kind == _JSON:
+        return _parse_json(raw)
+    if kind == _FORM:
+        return _parse_form(raw)
+    if kind == _MULTIPART:
+        return await _parse_multipart(request, raw)
+    if not raw and not kind:
+        return Body()
+    return Body(
+        problem=f"The body must be {_JSON}, {_FORM} or {_MULTIPART}", status=400
+    )
+
+
+def _parse_json(raw: bytes) -> Body:
+    try:
+        sent = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        return Body(problem="The body is not valid UTF-8", status=400)
+    except (ValueError, RecursionError):
+        return Body(problem="The body is not valid JSON", status=400)
+    if not isinstance(sent, dict):
+        return Body(problem="The body must be a JSON object", status=400)
+    return Body(
+        {
+            name: value if name == "versions" and isinstance(value, list) else [value]
+            for name, value in sent.items()
+        }
+    )
+
+
+def _parse_form(raw: bytes) -> Body:
+    try:
+        pairs = parse_qsl(
+            raw.decode("utf-8"),
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=_FIELDS_MAX,
+        )
+    except UnicodeDecodeError:
+        return Body(problem="The form is not valid UTF-8", status=400)
+    except ValueError:
+        return Body(problem="The form has too many fields", status=400)
+    return _form(pairs)
+
+
+async def _parse_multipart(request: Request, raw: bytes) -> Body:
+    try:
+        raw.decode("utf-8")  # Datasette would take anything else for Latin-1
+    except UnicodeDecodeError:
+        return Body(problem="The form is not valid UTF-8", status=400)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": raw, "more_body": False}
+
+    try:
+        sent = await Request(request.scope, receive).form(
+            max_fields=_FIELDS_MAX, max_field_size=max(len(raw), 1)
+        )
+        return _form([(name, value) for name, value in sent.items()])
+    except Exception:  # whatever the parser makes of it, it is not a form
+        return Body(problem="The form could not be parsed", status=400)
+
+
+def _form(pairs: list[tuple[str, Any]]) -> Body:
+    fields: dict[str, list[Any]] = {}
+    for name, value in pairs:
+        if isinstance(value, str):
+            fields.setdefault(name, []).append(value)
+    return Body(fields, is_form=True)
