@@ -145,6 +145,7 @@ def _before_migration(sql: str) -> str:
 # the record of what ran lies in a table that others can write.
 
 migrations = sqlite_utils.Migrations("datasette-secrets")
+_INDEX = f"{TABLE}_name_version"
 
 
 @migrations(name="0001_table")
@@ -177,19 +178,25 @@ def _create_table(db: sqlite_utils.Database) -> None:
 
 @migrations(name="0002_unique_versions")
 def _make_versions_unique(db: sqlite_utils.Database) -> None:
-    """0.x could store one version twice. The row that it served stays the newest."""
-    doubled = db.execute(
-        f"select distinct name from {TABLE} group by name, version having count(*) > 1"  # noqa: S608
+    """0.x could store one version twice, and serves any version, numbered or not.
+
+    The row that it served stays the newest.
+    """
+    names = db.execute(
+        f"""select name from {TABLE} group by name, version having count(*) > 1
+        union select name from {TABLE} where encrypted is not null
+            and wrapped_key is null and envelope_version is null
+            and not (typeof(version) = 'integer' and version between 1 and {VERSION_MAX})
+        """  # noqa: S608
     ).fetchall()
-    for (name,) in doubled:
+    for (name,) in names:
         _renumber(db, name)
     still_doubled = db.execute(
         f"select 1 from {TABLE} group by name, version having count(*) > 1 limit 1"  # noqa: S608
     ).fetchall()
     if not still_doubled:
         db.execute(
-            f"create unique index if not exists {TABLE}_name_version "
-            f"on {TABLE} (name, version)"
+            f"create unique index if not exists {_INDEX} on {TABLE} (name, version)"
         )
 
 
@@ -225,15 +232,29 @@ def _is_number(version: object) -> bool:
 
 def _apply_migrations(conn: sqlite3.Connection) -> None:
     db = sqlite_utils.Database(conn, execute_plugins=False)
-    migrations.apply(db)
+    if _can_record(conn):
+        migrations.apply(db)
     if not _is_complete(conn):
         _create_table(db)
         _make_versions_unique(db)
 
 
+def _can_record(conn: sqlite3.Connection) -> bool:
+    """Whether the record of migrations is one, or can be made."""
+    table = migrations.migrations_table
+    rows = conn.execute(
+        "select type from sqlite_master where name = :table", {"table": table}
+    ).fetchall()
+    columns = {row[1] for row in conn.execute(f"pragma table_info({table})").fetchall()}
+    return not rows or (
+        rows[0][0] == "table" and {"migration_set", "name", "applied_at"} <= columns
+    )
+
+
 def _is_complete(conn: sqlite3.Connection) -> bool:
     columns = {row[1] for row in conn.execute(f"pragma table_info({TABLE})").fetchall()}
-    return {"id", "wrapped_key", "envelope_version"} <= columns
+    indexes = {row[1] for row in conn.execute(f"pragma index_list({TABLE})").fetchall()}
+    return {"wrapped_key", "envelope_version"} <= columns and _INDEX in indexes
 
 
 async def migrate(db: Database) -> None:
