@@ -1,0 +1,332 @@
+"""Killed, out of space, out of order, read-only, locked: nothing lost, nothing half done.
+
+faults.py does the work in processes of its own, of which a small C library (fault_shim.c)
+kills one at its n-th change to the files. Here n goes in steps; `make campaign` takes
+every one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import decoder
+import faults
+import pytest
+from conftest import MakeDatasette
+from datasette.app import Datasette
+
+from datasette_secrets import (
+    DatabaseUnavailable,
+    envelope,
+    get_secret,
+    rotation,
+    service,
+    set_secret,
+)
+
+HERE = Path(__file__).parent
+JOURNALS = ("wal", "delete")
+COMMANDS = [name for name in faults.OPERATIONS if name != "careless"]
+
+
+def build_shim(folder: Path) -> Path | None:
+    """The compiled library, or None where there is no compiler or no LD_PRELOAD."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        return None
+    built = folder / "fault_shim.so"
+    subprocess.run(
+        [
+            compiler,
+            "-shared",
+            "-fPIC",
+            "-O1",
+            "-o",
+            built,
+            HERE / "fault_shim.c",
+            "-ldl",
+        ],
+        check=True,
+    )
+    return built
+
+
+@pytest.fixture(scope="session")
+def fault_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    built = build_shim(tmp_path_factory.mktemp("shim"))
+    if built is None:
+        pytest.skip("killing at the n-th write needs Linux and a C compiler")
+    return built
+
+
+def run_faults(shim: Path, jobs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, HERE / "faults.py"],
+        input=json.dumps(jobs),
+        text=True,
+        capture_output=True,
+        check=False,
+        env={**os.environ, "LD_PRELOAD": str(shim)},
+    )
+
+
+Reports = list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+def reports(shim: Path, jobs: list[dict[str, Any]]) -> Reports:
+    """Run jobs, in as many processes as there are processors: each with its report."""
+    processes = os.cpu_count() or 1
+    shares = [jobs[number::processes] for number in range(processes)]
+
+    def run(share: list[dict[str, Any]]) -> Reports:
+        done = run_faults(shim, share)
+        assert done.returncode == 0, done.stderr
+        return list(zip(share, json.loads(done.stdout), strict=True))
+
+    with ThreadPoolExecutor(processes) as pool:
+        return [each for done in pool.map(run, shares) for each in done]
+
+
+def jobs(mode: str, step: int, names: list[str] = COMMANDS) -> list[dict[str, Any]]:
+    kinds = [(name, journal) for name in names for journal in JOURNALS]
+    return [
+        {
+            "operation": name,
+            "journal": journal,
+            "mode": mode,
+            "step": step,
+            "first": number,
+        }
+        for number, (name, journal) in enumerate(kinds)
+    ]
+
+
+def test_killed_at_any_write_nothing_is_lost_and_the_same_command_finishes(
+    fault_shim: Path,
+) -> None:
+    for job, report in reports(fault_shim, jobs("kill-before", 13)):
+        assert not report["wrong"], (job, report["wrong"])
+        assert report["stopped"] > 0
+
+
+@pytest.mark.parametrize("mode", ["kill-torn", "kill-after"])
+def test_killed_in_the_middle_of_a_write_nothing_is_lost(
+    fault_shim: Path, mode: str
+) -> None:
+    names = ["set", "rotate", "destroy"]
+    for job, report in reports(fault_shim, jobs(mode, 14, names)):
+        assert not report["wrong"], (job, report["wrong"])
+        assert report["stopped"] > 0
+
+
+@pytest.mark.parametrize("mode", ["io-error", "disk-full"])
+def test_an_error_of_the_disk_is_said_and_nothing_is_lost(
+    fault_shim: Path, mode: str
+) -> None:
+    names = ["set", "rotate-new-data-keys", "destroy"]
+    for job, report in reports(fault_shim, jobs(mode, 15, names)):
+        assert not report["wrong"], (job, report["wrong"])
+        assert report["errors"].keys() <= {"database-unavailable"}, job
+
+
+def test_a_command_that_does_half_its_work_would_be_found(fault_shim: Path) -> None:
+    [(_, report)] = reports(fault_shim, jobs("kill-before", 14, ["careless"])[:1])
+    assert report["wrong"]
+
+
+@pytest.mark.parametrize("journal", JOURNALS)
+async def test_a_running_server_reads_on_where_a_writer_was_killed(
+    fault_shim: Path, make_datasette: MakeDatasette, internal: str, journal: str
+) -> None:
+    with closing(sqlite3.connect(internal)) as conn:
+        conn.execute(f"pragma journal_mode = {journal}").fetchall()
+    server = make_datasette(*faults.RING)
+    await faults.fill(server)
+    before = await get_secret(server, "SECRET_1")
+    for at in (2, 5, 8):
+        job = {
+            "operation": "set",
+            "journal": journal,
+            "mode": "kill-before",
+            "path": internal,
+            "at": at,
+        }
+        assert run_faults(fault_shim, job).returncode == -9
+        found = await get_secret(server, "SECRET_1")
+        assert found in (before, "the new value " + faults.FILLER)
+        await set_secret(server, "SECRET_2", "written after")
+        assert await get_secret(server, "SECRET_2") == "written after"
+
+
+STEP_BACK = """
+import asyncio, sys, time
+sys.path.insert(0, sys.argv[2])
+import faults
+from datasette_secrets import get_secret, service, set_secret, store
+
+async def main():
+    shim, datasette = faults.shim(), faults.datasette_on(sys.argv[1], *faults.RING)
+    db = service.vault(datasette).db
+    for hours in (0, -24, 24):
+        shim.fault_clock(hours * 3600)
+        now = time.strftime("%Y-%m-%d %H", time.gmtime())
+        await set_secret(datasette, "A", f"at {hours}")
+        assert await get_secret(datasette, "A", f"actor {hours}") == f"at {hours}"
+        newest = (await store.history(db, "A"))[0]
+        assert newest.created_at[:13] == newest.last_used_at[:13] == now
+        assert newest.last_used_by == f"actor {hours}"
+    # One row, used by a clock that is ahead and then set right.
+    shim.fault_clock(-24 * 3600)
+    now = time.strftime("%Y-%m-%d %H", time.gmtime())
+    assert await get_secret(datasette, "A", "right") == "at 24"
+    newest = (await store.history(db, "A"))[0]
+    assert (newest.version, newest.last_used_by) == (3, "right")
+    assert newest.last_used_at[:13] == now
+    datasette.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_clock_that_steps_back_or_ahead_changes_no_order(
+    fault_shim: Path, internal: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STEP_BACK, internal, HERE],
+        env={**os.environ, "LD_PRELOAD": str(fault_shim)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Files that cannot be written. To root, permissions prove nothing: these are real.
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 kB."""
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", mounted]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield mounted
+    subprocess.run(["umount", "--lazy", mounted], check=True)
+
+
+@pytest.mark.parametrize("journal", JOURNALS)
+async def test_a_full_disk_refuses_what_is_new_and_keeps_what_there_is(
+    small_disk: Path, make_datasette: MakeDatasette, master_key: str, journal: str
+) -> None:
+    path = str(small_disk / "internal.db")
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute(f"pragma journal_mode = {journal}").fetchall()
+    datasette = make_datasette(master_key, internal=path)
+    stored = 0
+    with pytest.raises(DatabaseUnavailable, match="full"):
+        for stored in range(100):
+            await set_secret(datasette, f"SECRET_{stored}", "x" * 20_000)
+    assert 2 < stored < 40
+    for number in range(stored):
+        value = await get_secret(datasette, f"SECRET_{number}", "ann")
+        assert value == "x" * 20_000
+    assert await get_secret(datasette, f"SECRET_{stored}") is None
+    ring = (envelope.generate_master_key(), master_key)
+    rotating = make_datasette(*ring, internal=path)
+    with pytest.raises(DatabaseUnavailable):
+        await rotation.rotate(rotating, new_data_keys=True)
+    assert len(list(decoder.open_file(path, *ring))) == stored
+
+    # With room again, the same calls finish.
+    subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
+    await set_secret(datasette, f"SECRET_{stored}", "small")
+    assert (await rotation.rotate(rotating, new_data_keys=True)).complete
+
+
+@pytest.fixture
+async def immutable_file(
+    make_datasette: MakeDatasette, master_key: str, internal: str
+) -> Iterator[str]:
+    """The path of a database that holds A, and that not even root can change."""
+    datasette = make_datasette(master_key)
+    await datasette.invoke_startup()
+    await set_secret(datasette, "A", "a value")
+    datasette.close()
+    done = subprocess.run(["chattr", "+i", internal], check=False, capture_output=True)
+    if done.returncode:
+        pytest.skip("chattr +i needs root, and a file system that knows it")
+    yield internal
+    subprocess.run(["chattr", "-i", internal], check=True)
+
+
+async def test_a_read_only_file_is_read_and_every_change_is_refused(
+    immutable_file: str, make_datasette: MakeDatasette, master_key: str
+) -> None:
+    datasette = make_datasette(envelope.generate_master_key(), master_key)
+    assert await get_secret(datasette, "A", "ann") == "a value"
+    for change in (
+        lambda: set_secret(datasette, "A", "another"),
+        lambda: service.delete_secret(datasette, "A"),
+        lambda: service.roll_back(datasette, "A", 1),
+        lambda: service.destroy_versions(datasette, "A", [1]),
+        lambda: rotation.rotate(datasette),
+    ):
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
+            await change()
+    assert await get_secret(datasette, "A") == "a value"
+
+
+async def test_a_lock_that_lasts_is_said_and_reads_go_on(
+    datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, "A", "a value")
+
+    def wait_less(conn: sqlite3.Connection) -> None:
+        conn.execute("pragma busy_timeout = 50").fetchall()
+
+    await datasette.get_internal_database().execute_write_fn(
+        wait_less, transaction=False
+    )
+    with closing(sqlite3.connect(internal)) as other:
+        other.execute("begin immediate")
+        assert await get_secret(datasette, "A", "ann") == "a value"
+        with pytest.raises(DatabaseUnavailable, match="another process holds its lock"):
+            await set_secret(datasette, "A", "another")
+        with pytest.raises(DatabaseUnavailable, match="another process holds its lock"):
+            await service.delete_secret(datasette, "A")
+    assert await set_secret(datasette, "A", "another") == 2
+
+
+@pytest.mark.parametrize("damage", ["header", "middle", "truncated"])
+async def test_a_damaged_file_is_an_error_and_never_none(
+    datasette: Datasette,
+    make_datasette: MakeDatasette,
+    master_key: str,
+    internal: str,
+    damage: str,
+) -> None:
+    await set_secret(datasette, "A", "a value " * 2_000)
+    datasette.close()
+    file = Path(internal)
+    content = bytearray(file.read_bytes())
+    if damage == "header":
+        content[:100] = os.urandom(100)
+    elif damage == "middle":
+        content[4096:] = os.urandom(len(content) - 4096)
+    else:
+        del content[4096:]
+    file.write_bytes(content)
+    with pytest.raises(DatabaseUnavailable):
+        await get_secret(make_datasette(master_key), "A")
