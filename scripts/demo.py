@@ -171,8 +171,7 @@ class Instance:
             try:
                 yield Visitor(self.port, self.wait_for_login_link(server))
             except DemoFailed as failure:
-                log = self.log.read_text("utf-8", "replace")
-                raise DemoFailed(f"{failure}\nThe server said:\n{log}") from None
+                raise DemoFailed(f"{failure}\n{self.last_words()}") from None
             finally:
                 stop(server)
 
@@ -192,6 +191,10 @@ class Instance:
                 return link.group()
             time.sleep(0.05)
         raise DemoFailed("the server did not start")
+
+    def last_words(self) -> str:
+        log = self.log.read_text("utf-8", "replace").splitlines()
+        return "\n".join(["The last that the server said:", *log[-20:]])
 
     def search_files(self, value: str) -> str:
         """Refuse to find the value in any file of the database; say which there are."""

@@ -22,7 +22,9 @@ PAGE = """
 {% else %}
   <p class="message-error">{{ error.message }}</p>
 {% endif %}
-<p><a href="{{ urls.path('/-/secrets/' ~ name) }}">Set {{ name }}</a></p>
+{% if may_set %}
+  <p><a href="{{ urls.path('/-/secrets/' ~ name) }}">Set {{ name }}</a></p>
+{% endif %}
 {% endblock %}
 """
 
@@ -51,7 +53,9 @@ def menu_links(datasette):
 
 async def page(datasette, request):
     template = datasette.get_jinja_environment(request).from_string(PAGE)
-    context = {"name": API_KEY, **await status(datasette, request.actor)}
+    may_set = await datasette.allowed(action="manage-secrets", actor=request.actor)
+    report = await status(datasette, request.actor)
+    context = {"name": API_KEY, "may_set": may_set, **report}
     return Response.html(await datasette.render_template(template, context, request))
 
 
