@@ -9,7 +9,7 @@ PY      := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint check dist clean
+.PHONY: help run demo test lint check screenshots dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +29,9 @@ lint: $(VENV)/.lint  ## ruff (lint and format) and mypy --strict
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy --strict
+
+screenshots: $(VENV)/.test  ## take the screenshots under .github (needs a Chromium)
+	$(PY) scripts/screenshots.py
 
 dist: $(VENV)/.dist  ## build and check the wheel and sdist, and test the installed wheel
 	$(PY) scripts/dist.py

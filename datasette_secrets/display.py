@@ -153,8 +153,15 @@ class Display:
         )
 
     def version(
-        self, version: store.Version, state: str, *, is_newest: bool
+        self,
+        version: store.Version,
+        state: str,
+        *,
+        is_newest: bool,
+        previous: store.Version | None,
     ) -> VersionRow:
+        """A row of the history, which shows a note where it is another than before."""
+        is_new = previous is None or previous.note != version.note
         return VersionRow(
             version=version.version,
             number=version.version if type(version.version) is int else None,
@@ -162,7 +169,7 @@ class Display:
             label=STATE_LABELS[state],
             is_newest=is_newest,
             is_destroyed=version.is_destroyed,
-            note=str(version.note or ""),
+            note=str(version.note or "") if is_new else "",
             key_id=version.key_id,
             created=self.deed(version.created_at, version.created_by),
             used=self.deed(version.last_used_at, version.last_used_by),

@@ -48,6 +48,7 @@ _STATUSES: tuple[tuple[type[SecretsError], int], ...] = (
     (CannotOpen, 409),
     (DatabaseUnavailable, 503),
 )
+_HEADINGS = {404: "Not found", 500: "Something went wrong", 503: "Not available"}
 _FIELDS = {
     "set": ("value", "note", "expected_version"),
     "delete": ("expected_version",),
@@ -162,7 +163,11 @@ async def _error(datasette: Datasette, request: Request, error: Exception) -> Re
         return _json_error(sentence, status, headers=headers)
     try:
         response = await _page(
-            datasette, request, "error", {"sentence": sentence}, status=status
+            datasette,
+            request,
+            "error",
+            {"sentence": sentence, "heading": _HEADINGS.get(status, "Not done")},
+            status=status,
         )
     except Exception as second:  # see the top of this module
         _report(second)
@@ -176,15 +181,7 @@ async def _explain(datasette: Datasette, error: Exception) -> tuple[int, str]:
     if isinstance(error, _Refused):
         return error.status, str(error)
     if isinstance(error, VersionConflict):
-        names = await display.actor_names(
-            datasette, {error.updated_by} if error.updated_by else set()
-        )
-        who = error.updated_by and names.get(error.updated_by, error.updated_by)
-        return 409, str(
-            VersionConflict(
-                error.name, error.expected, error.actual, error.updated_at, who
-            )
-        )
+        return 409, await _explain_conflict(datasette, error)
     if isinstance(error, SecretsError):
         status = next(
             (code for kind, code in _STATUSES if isinstance(error, kind)), 400
@@ -192,6 +189,20 @@ async def _explain(datasette: Datasette, error: Exception) -> tuple[int, str]:
         return status, str(error)
     _report(error)
     return 500, "Something went wrong; the server's log names what"
+
+
+async def _explain_conflict(datasette: Datasette, error: VersionConflict) -> str:
+    """Who was first, and when. Nothing of what was sent in vain."""
+    if not error.updated_at:
+        return str(error)
+    ids = {error.updated_by} if error.updated_by else set()
+    names = await display.actor_names(datasette, ids)
+    who = names.get(error.updated_by or "", error.updated_by or "somebody unknown")
+    return (
+        f"Nothing was changed: {error.name} is at version {error.actual}, changed by "
+        f"{who} at {error.updated_at} UTC, and no longer at version {error.expected} as "
+        "it was for you. Look at what is there now before you try again"
+    )
 
 
 def _report(error: Exception) -> None:
@@ -358,9 +369,9 @@ async def _warnings(
         for key_id in census.missing:
             versions = census.counts[key_id]
             warnings.append(
-                f"{_versions(versions)} cannot be read: master key {key_id}, which "
-                "wraps them, is not configured. Add that key to encryption-key, after "
-                "the first one, and restart; if it is lost, set those secrets anew."
+                f"{_versions(versions)} cannot be read: master key {key_id} is needed "
+                "and not configured. Add it to encryption-key, after the first one, and "
+                "restart; if it is lost, set those secrets anew."
             )
     return warnings + [
         f"{warning[0].upper()}{warning[1:]}."
@@ -501,11 +512,13 @@ def _version_rows(
     history: list[store.Version],
     versions: list[store.Version],
 ) -> list[display.VersionRow]:
+    before = dict(zip((each.id for each in history), history[1:], strict=False))
     return [
         shown.version(
             version,
             service.version_state(place, version),
             is_newest=version.id == history[0].id,
+            previous=before.get(version.id),
         )
         for version in versions
     ]
@@ -901,9 +914,14 @@ async def _rotate_page(
     touched: list[store.Version] = []
     problems: list[rotation.Problem] = []
     if to_rewrap and not is_large:
-        touched = await store.versions_elsewhere(place.db, primary)
         if not service.why_read_only(place):
             problems = (await rotation.rotate(datasette, dry_run=True)).problems
+        stuck = {(problem.name, problem.version) for problem in problems}
+        touched = [
+            version
+            for version in await store.versions_elsewhere(place.db, primary)
+            if (version.name, version.version) not in stuck
+        ]
     return await _page(
         datasette,
         request,

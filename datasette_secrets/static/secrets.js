@@ -61,7 +61,7 @@
       await navigator.clipboard.writeText(command.querySelector("code").textContent);
       button.textContent = "Copied";
     });
-    command.prepend(button);
+    command.append(button);
   }
 
   // One click, one change.
