@@ -123,6 +123,10 @@ def open_row(
 def rows(path: str) -> list[dict[str, Any]]:
     """Every row of the table in the database file at `path`, oldest first."""
     with closing(sqlite3.connect(path)) as conn:
+        if not conn.execute(
+            "select 1 from sqlite_master where name = 'datasette_secrets'"
+        ).fetchone():
+            return []
         conn.row_factory = sqlite3.Row
         found = conn.execute("select * from datasette_secrets order by id").fetchall()
         return [dict(row) for row in found]

@@ -1,0 +1,277 @@
+"""The public API against a plain dictionary, by random sequences of calls.
+
+The model knows nothing of keys, rows or SQL: a secret is a list of values, a set of
+destroyed numbers and a mark. Rotations, new master keys and restarts must not be visible
+in it at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import decoder
+from faults import datasette_on
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from datasette_secrets import (
+    InvalidSecret,
+    SecretsError,
+    VersionConflict,
+    delete_secret,
+    envelope,
+    get_secret,
+    restore_secret,
+    rotation,
+    service,
+    set_secret,
+    store,
+)
+
+T = TypeVar("T")
+NAMES = ("A", "B", "a")
+
+names = st.sampled_from(NAMES)
+values = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"),
+    min_size=1,
+    max_size=300,
+)
+actors = st.sampled_from([None, "ann", "bob"])
+notes = st.none() | st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=100
+)
+numbers = st.integers(-1, 9)
+
+
+@dataclass
+class Model:
+    """A secret as people think of it. Versions count from 1."""
+
+    values: list[str] = field(default_factory=list)
+    destroyed: set[int] = field(default_factory=set)
+    is_deleted: bool = False
+    note: str | None = None
+    last_used_by: str | None = None
+
+    @property
+    def newest(self) -> int:
+        return len(self.values)
+
+    @property
+    def value(self) -> str | None:
+        if not self.values or self.is_deleted or self.newest in self.destroyed:
+            return None
+        return self.values[-1]
+
+    def has(self, version: int) -> bool:
+        return 1 <= version <= self.newest and version not in self.destroyed
+
+    def add(self, value: str) -> None:
+        self.values.append(value)
+        self.is_deleted = False
+        self.last_used_by = None
+
+
+class Secrets(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.folder = tempfile.mkdtemp()
+        self.path = str(Path(self.folder, "internal.db"))
+        self.keys = [envelope.generate_master_key()]
+        self.datasette = datasette_on(self.path, *self.keys)
+        self.model = {name: Model() for name in NAMES}
+
+    def teardown(self) -> None:
+        self.datasette.close()
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+        shutil.rmtree(self.folder)
+
+    def run(self, call: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(call)
+
+    def refuses(
+        self, call: Coroutine[Any, Any, Any], error: type[SecretsError]
+    ) -> None:
+        try:
+            self.run(call)
+        except error:
+            return
+        raise AssertionError(f"{error.__name__} was not raised")
+
+    def restart(self, *keys: str) -> None:
+        self.datasette.close()
+        self.datasette = datasette_on(self.path, *keys)
+
+    # Reading.
+
+    @rule(name=names, actor=actors)
+    def get(self, name: str, actor: str | None) -> None:
+        found = self.run(get_secret(self.datasette, name, actor))
+        assert (found == self.model[name].value) is True
+        if found is not None:
+            self.model[name].last_used_by = actor
+
+    # Changing.
+
+    @rule(name=names, value=values, note=notes, actor=actors)
+    def set(self, name: str, value: str, note: str | None, actor: str | None) -> None:
+        model = self.model[name]
+        version = self.run(
+            set_secret(self.datasette, name, value, note=note, actor_id=actor)
+        )
+        model.add(value)
+        if note is not None:
+            model.note = note
+        assert version == model.newest
+
+    @rule(name=names, value=values, expected=numbers)
+    def set_expecting(self, name: str, value: str, expected: int) -> None:
+        model = self.model[name]
+        call = set_secret(self.datasette, name, value, expected_version=expected)
+        if expected != model.newest:
+            self.refuses(call, VersionConflict)
+        else:
+            self.run(call)
+            model.add(value)
+
+    @rule(name=names, value=st.sampled_from(["", "a\0b", "x" * 65_537, "\ud800"]))
+    def set_what_cannot_be_stored(self, name: str, value: str) -> None:
+        self.refuses(set_secret(self.datasette, name, value), InvalidSecret)
+
+    @rule(name=names)
+    def delete(self, name: str) -> None:
+        call = delete_secret(self.datasette, name)
+        if not self.model[name].values:
+            self.refuses(call, InvalidSecret)
+        else:
+            assert self.run(call) == self.model[name].newest
+            self.model[name].is_deleted = True
+
+    @rule(name=names)
+    def restore(self, name: str) -> None:
+        model = self.model[name]
+        call = restore_secret(self.datasette, name)
+        if not model.has(model.newest):
+            self.refuses(call, InvalidSecret)
+        else:
+            self.run(call)
+            model.is_deleted = False
+
+    @rule(name=names, version=numbers)
+    def roll_back(self, name: str, version: int) -> None:
+        model = self.model[name]
+        call = service.roll_back(self.datasette, name, version)
+        if not model.has(version):
+            self.refuses(call, InvalidSecret)
+        else:
+            assert self.run(call) == model.newest + 1
+            model.add(model.values[version - 1])
+
+    @rule(name=names, versions=st.lists(numbers, max_size=3))
+    def destroy(self, name: str, versions: list[int]) -> None:
+        model = self.model[name]
+        call = service.destroy_versions(self.datasette, name, versions)
+        if not all(1 <= version <= model.newest for version in versions):
+            self.refuses(call, InvalidSecret)
+        else:
+            count, _ = self.run(call)
+            assert count == len(set(versions) - model.destroyed)
+            model.destroyed |= set(versions)
+
+    @rule(name=names, note=notes.filter(lambda note: note is not None))
+    def change_note(self, name: str, note: str) -> None:
+        call = service.set_note(self.datasette, name, note)
+        if not self.model[name].values:
+            self.refuses(call, InvalidSecret)
+        else:
+            self.run(call)
+            self.model[name].note = note
+
+    # What nobody who reads a secret may notice.
+
+    @rule()
+    def start_again(self) -> None:
+        self.restart(*self.keys)
+
+    @rule(new_data_keys=st.booleans(), batch_size=st.integers(1, 4))
+    def rotate(self, new_data_keys: bool, batch_size: int) -> None:
+        report = self.run(
+            rotation.rotate(
+                self.datasette, new_data_keys=new_data_keys, batch_size=batch_size
+            )
+        )
+        assert report.complete
+        assert report.census is not None
+        if report.census.versions:
+            assert set(report.census.counts) == {report.primary}
+
+    @precondition(lambda self: len(self.keys) < 4)
+    @rule()
+    def put_a_new_key_first(self) -> None:
+        self.keys.insert(0, envelope.generate_master_key())
+        self.restart(*self.keys)
+
+    @rule()
+    def remove_the_keys_that_are_said_to_be_removable(self) -> None:
+        removable = self.run(rotation.census(self.datasette)).removable
+        self.keys = [
+            key
+            for key in self.keys
+            if decoder.key_id(decoder.master_key(key)) not in removable
+        ]
+        self.restart(*self.keys)
+
+    # What always holds.
+
+    @invariant()
+    def everything_opens_and_every_version_is_there(self) -> None:
+        report = self.run(rotation.verify(self.datasette))
+        assert report.problems == []
+        assert report.opened == sum(
+            len(each.values) - len(each.destroyed) for each in self.model.values()
+        )
+        for name, model in self.model.items():
+            history = self.run(store.history(service.vault(self.datasette).db, name))
+            assert [each.version for each in history] == list(
+                range(model.newest, 0, -1)
+            )
+            assert {
+                each.version for each in history if each.is_destroyed
+            } == model.destroyed
+            if history:
+                assert history[0].note == model.note
+                assert history[0].is_deleted == model.is_deleted
+                assert history[0].last_used_by == model.last_used_by
+
+    @invariant()
+    def the_decoder_agrees(self) -> None:
+        opened = {
+            (row.name, row.version): row.value.decode()
+            for row in decoder.open_file(self.path, *self.keys)
+        }
+        expected = {
+            (name, version): value
+            for name, model in self.model.items()
+            for version, value in enumerate(model.values, 1)
+            if version not in model.destroyed
+        }
+        assert (opened == expected) is True
+
+
+TestSecrets = Secrets.TestCase
+TestSecrets.settings = settings(
+    max_examples=15,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
