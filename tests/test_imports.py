@@ -86,6 +86,7 @@ def run(dependents: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", *arguments],
         env=environment,
+        cwd=dependents,
         check=False,
         capture_output=True,
         text=True,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 import re
 import sqlite3
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from conftest import MakeDatasette
 from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.plugins import pm
+from environments import environment
 
 from datasette_secrets import (
     CannotOpen,
@@ -537,3 +539,136 @@ def test_a_traceback_with_locals_shows_neither_key_nor_value(value: bytes) -> No
     raw = base64.urlsafe_b64decode(OLD)
     for what in (OLD, repr(raw)[2:-1], raw.hex(), "not to be seen"):
         assert what not in shown
+
+
+# The real datasette-secrets of other days, each in an environment of its own.
+
+RELEASES = [
+    ("0.1a4", "datasette==1.0a13", "httpx<0.28"),
+    ("0.2", "datasette==1.0a19", "httpx<0.28"),
+    ("0.3a0", "datasette==1.0a24"),
+    ("0.3a0", "datasette>=1.0a41"),
+]
+
+# Stores through 0.x's own form, reads through its own get_secret.
+OF_0_X = """
+import asyncio, json, sys
+from datasette import hookimpl
+from datasette.app import Datasette
+from datasette.plugins import pm
+from datasette_secrets import Secret, get_secret
+
+job = json.load(sys.stdin)
+
+class Waiting:
+    __name__ = "waiting"
+
+    @hookimpl
+    def register_secrets(self):
+        return [Secret(name) for name in job["names"]]
+
+pm.register(Waiting())
+
+async def main():
+    datasette = Datasette(
+        internal=job["internal"],
+        config={
+            "plugins": {"datasette-secrets": {"encryption-key": job["key"]}},
+            "permissions": {"manage-secrets": {"id": "root"}},
+        },
+    )
+    datasette.root_enabled = True
+    await datasette.invoke_startup()
+    cookies = {"ds_actor": datasette.sign({"a": {"id": "root"}}, "actor")}
+    for name, value, note in job["store"]:
+        path = "/-/secrets/" + name
+        page = await datasette.client.get(path, cookies=cookies)
+        token = page.cookies.get("ds_csrftoken") or ""
+        stored = await datasette.client.post(
+            path,
+            data={"secret": value, "note": note, "csrftoken": token},
+            cookies={**cookies, "ds_csrftoken": token},
+        )
+        assert stored.status_code == 302, stored.status_code
+    values = {name: await get_secret(datasette, name, "reader") for name in job["names"]}
+    print(json.dumps(values))
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(params=RELEASES, ids=", ".join)
+def release(
+    request: pytest.FixtureRequest,
+) -> Callable[[dict[str, Any]], dict[str, str]]:
+    """Runs a job with a real release of 0.x, and returns what it then reads."""
+    version, *requirements = request.param
+    name = re.sub(r"[^a-z0-9.]+", "-", f"{version} {requirements[0]}")
+    programs = environment(name, f"datasette-secrets=={version}", *requirements)
+
+    def run(job: dict[str, Any]) -> dict[str, str]:
+        done = subprocess.run(
+            [programs / "python", "-c", OF_0_X],
+            cwd=programs,  # where no checkout can stand in for the release
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr.splitlines()[-1]
+        return json.loads(done.stdout)
+
+    return run
+
+
+@pytest.mark.dependents
+async def test_what_a_real_release_of_0_x_stored_is_brought_in(
+    make_datasette: MakeDatasette, internal: str, release: Any
+) -> None:
+    stored: dict[str, str] = {}
+    store_job = []
+    for number in range(300):
+        name = f"SECRET_{number % 60}"
+        stored[name] = f"{number} {VALUES['UNICODE']} " + "x" * (number * 7)
+        store_job.append((name, stored[name], f"note {number}"))
+    job = {"internal": internal, "key": OLD, "names": list(stored), "store": store_job}
+    assert release(job) == stored
+    before = select(internal, zero.COLUMNS)
+    assert len(before) == 300
+
+    # Started, and not yet upgraded: ours opens none, and 0.x still opens all.
+    datasette = await start(make_datasette, OLD)
+    with pytest.raises(NeedsUpgrade):
+        await get_secret(datasette, "SECRET_0")
+    datasette.close()
+    assert release({**job, "store": [("SECRET_0", "later", "")]})["SECRET_0"] == "later"
+    stored["SECRET_0"] = "later"
+    before = select(internal, zero.COLUMNS)
+
+    datasette = await start(make_datasette, OLD)
+    report = await rotation.upgrade(datasette, batch_size=50)
+    assert report.complete
+    assert (report.changed, len(report.found)) == (301, 301)
+    others = zero.COLUMNS.replace("encryption_key_name, ", "")
+    assert select(internal, others) == [row[:4] + row[5:] for row in before]
+    assert await differing(datasette, stored) == []
+    # Every version, not only the newest.
+    assert (await rotation.verify(datasette)).opened == 301
+    datasette.close()
+
+    datasette = await start(make_datasette, NEW, OLD)
+    assert await differing(datasette, stored) == []
+    assert (await rotation.rotate(datasette)).complete
+    assert await differing(datasette, stored) == []
+
+    # What the real release can do to the file now opens nothing, and is not laundered.
+    assert release({**job, "names": [], "store": [("SECRET_1", "planted", "")]}) == {}
+    with pytest.raises(NeedsUpgrade):
+        await get_secret(datasette, "SECRET_1")
+    assert not (await rotation.rotate(datasette, skip_unopenable=True)).complete
+    with pytest.raises(NeedsUpgrade):
+        await get_secret(datasette, "SECRET_1")
+    del stored["SECRET_1"]
+    datasette.close()
+
+    assert await differing(await start(make_datasette, NEW), stored) == []
