@@ -115,6 +115,14 @@ def permission_resources_sql(datasette: Datasette, action: str) -> Any:
 
 
 @hookimpl
+def write_wrapper(datasette: Datasette, database: str, request: Any) -> Any:
+    """The same for writes that Datasette makes without asking about the table."""
+    from .service import write_lock
+
+    return write_lock(datasette, database, request)
+
+
+@hookimpl
 def register_events() -> Any:
     """An event for every change."""
     from .service import EVENTS

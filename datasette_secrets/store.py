@@ -339,6 +339,24 @@ def transaction(conn: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def table_out_of_reach(conn: sqlite3.Connection) -> Iterator[None]:
+    """While this lasts, no statement of `conn` can touch the table of secrets."""
+
+    def authorize(action: int, first: object, second: object, *_: object) -> int:
+        # The table is the first argument of most actions, and the second of those on
+        # its indexes and triggers, and of `alter table`.
+        named = {str(first).lower(), str(second).lower()}
+        return sqlite3.SQLITE_DENY if TABLE in named else sqlite3.SQLITE_OK
+
+    conn.set_authorizer(authorize)
+    try:
+        yield
+    finally:
+        # Python 3.10 has no way to take an authorizer away.
+        conn.set_authorizer(lambda *_: sqlite3.SQLITE_OK)
+
+
 def _code(error: sqlite3.Error) -> int:
     """SQLite's primary result code. Python 3.10 does not tell it: then, by the message."""
     code = getattr(error, "sqlite_errorcode", None)
@@ -444,6 +462,8 @@ class Reader:
         self._turn_ends = time.perf_counter() + _TURN_SECONDS
 
     def _connect(self) -> sqlite3.Connection:
+        if getattr(self._db, "_closed", False):  # it would be opened once more
+            raise sqlite3.ProgrammingError
         conn: sqlite3.Connection = self._db.connect()
         conn.execute("pragma query_only = on").fetchall()
         conn.execute("pragma busy_timeout = 0").fetchall()
