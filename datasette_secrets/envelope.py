@@ -218,7 +218,7 @@ def open(ring: KeyRing, name: str, version: int, sealed: Sealed) -> str:
     """
     wrapped_key, encrypted = check(name, version, sealed)
     master_key = ring.find(name, version, sealed.key_id)
-    value = _open(master_key, _context(name, version), wrapped_key, encrypted)
+    value = _open_often(master_key, name, version, wrapped_key, encrypted)
     if value is None:
         raise CannotOpen(name, version)
     return value
@@ -356,8 +356,10 @@ def _open(
     master_key: MasterKey, context: bytes, wrapped_key: bytes, encrypted: bytes
 ) -> str | None:
     data_key = _unwrap(master_key, context, wrapped_key)
-    if data_key is None:
-        return None
+    return None if data_key is None else _decrypt_text(data_key, context, encrypted)
+
+
+def _decrypt_text(data_key: bytes, context: bytes, encrypted: bytes) -> str | None:
     utf8 = _decrypt(data_key, context, encrypted)
     if utf8 is None:
         return None
@@ -365,6 +367,28 @@ def _open(
         return utf8.decode("utf-8")
     except UnicodeDecodeError:
         return None
+
+
+def _open_often(
+    master_key: MasterKey,
+    name: str,
+    version: int,
+    wrapped_key: bytes,
+    encrypted: bytes,
+) -> str | None:
+    data_key = _recent_data_key(master_key, name, version, wrapped_key)
+    if data_key is None:
+        return None
+    return _decrypt_text(data_key, _context(name, version), encrypted)
+
+
+# The wraps that were opened last. Whoever can read this memory can read the master key,
+# which opens them all; a wrap that is no longer stored is never looked up here.
+@functools.lru_cache(maxsize=256)
+def _recent_data_key(
+    master_key: MasterKey, name: str, version: int, wrapped_key: bytes
+) -> bytes | None:
+    return _unwrap(master_key, _context(name, version), wrapped_key)
 
 
 def _open_plaintext(
