@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .envelope import KeyRing, MasterKey
-from .errors import InvalidMasterKey, NotConfigured
+from .errors import InvalidMasterKey, NotConfigured, SecretsError
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -55,19 +55,29 @@ def load(datasette: Datasette) -> Settings:
     Raises InvalidMasterKey for a key that cannot be used and NotConfigured for settings
     that make no sense.
     """
+    settings = _load(datasette)
+    if isinstance(settings, SecretsError):
+        raise settings
+    return settings
+
+
+def _load(datasette: Datasette) -> Settings | SecretsError:
+    """The settings, or what is wrong with them: returned, since the locals hold keys."""
     options = _options(datasette)
+    if options is None:
+        return NotConfigured(f"{PLUGIN}: its configuration must be a mapping")
     database = options.get("database")
     if database is not None and not isinstance(database, str):
-        raise NotConfigured(f"{PLUGIN}: 'database' must be the name of a database")
+        return NotConfigured(f"{PLUGIN}: 'database' must be the name of a database")
     if "encryption-key" in options and "encryption_key" in options:
-        raise InvalidMasterKey(
+        return InvalidMasterKey(
             f"{PLUGIN}: both 'encryption-key' and 'encryption_key' are configured: "
             "keep one of them"
         )
     key_option = options.get("encryption-key", options.get("encryption_key"))
     keys, sources, problem = _read_keys(key_option)
     if problem:
-        raise InvalidMasterKey(f"{PLUGIN}: {problem}")
+        return InvalidMasterKey(f"{PLUGIN}: {problem}")
     return Settings(
         ring=KeyRing(keys) if keys else None,
         sources=sources,
@@ -79,10 +89,7 @@ def load(datasette: Datasette) -> Settings:
 
 def database_name(datasette: Datasette) -> str | None:
     """The configured `database` if it is not the internal one. Loads no key, never raises."""
-    try:
-        name = _options(datasette).get("database")
-    except NotConfigured:
-        return None
+    name = (_options(datasette) or {}).get("database")
     return name if isinstance(name, str) and name not in ("", "_internal") else None
 
 
@@ -106,14 +113,15 @@ def find_database(datasette: Datasette, settings: Settings) -> Database:
     return db
 
 
-def _options(datasette: Datasette) -> dict[str, Any]:
-    """The plugin's options as they are written, `$env` and `$file` not yet followed."""
+def _options(datasette: Datasette) -> dict[str, Any] | None:
+    """The plugin's options as written, `$env` and `$file` not yet followed.
+
+    None when they are no mapping.
+    """
     options = ((datasette.config or {}).get("plugins") or {}).get(PLUGIN)
     if options is None:
         return {}
-    if not isinstance(options, dict):
-        raise NotConfigured(f"{PLUGIN}: its configuration must be a mapping")
-    return options
+    return options if isinstance(options, dict) else None
 
 
 def _entries(key_option: Any) -> list[Any]:
