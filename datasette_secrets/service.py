@@ -556,7 +556,7 @@ def table_lock(datasette: Datasette, action: str) -> PermissionSQL | None:
 def write_lock(datasette: Datasette, database: str, request: object) -> Any:
     """A wrapper of Datasette's own writes that keeps them away from the table of secrets.
 
-    `table_lock` forbids them already; but before Datasette 1.0a38 its API to create a
+    `table_lock` forbids them already; but before Datasette 1.0a39 its API to create a
     table asks for permissions on the database alone, and then inserts into one that is
     there. The writes of this plugin come with no request.
     """
