@@ -243,6 +243,7 @@ def test_open_rejects_every_single_bit_flip(
 ) -> None:
     ring, sealed = sealed_row
     intact = getattr(sealed, column)
+    assert opens(ring, "OPENAI_API_KEY", 3, sealed)
     opened = []
     for bit in range(len(intact) * 8):
         flipped = bytearray(intact)
