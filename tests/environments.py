@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -16,13 +17,20 @@ def environment(name: str, *requirements: str, python: str = sys.executable) -> 
     folder = FOLDER / name
     programs = folder / ("Scripts" if sys.platform == "win32" else "bin")
     installed = folder / "installed.txt"
-    wanted = "\n".join(requirements)
+    wanted = "\n".join(map(_describe, requirements))
     if not installed.exists() or installed.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([python, "-m", "venv", folder], check=True)
         install(programs, *requirements)
         installed.write_text(wanted)
     return programs
+
+
+def _describe(requirement: str) -> str:
+    wheel = Path(requirement)
+    if wheel.suffix != ".whl":
+        return requirement
+    return f"{wheel.name} {hashlib.sha256(wheel.read_bytes()).hexdigest()}"
 
 
 def install(programs: Path, *arguments: str | Path) -> None:
