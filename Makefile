@@ -9,7 +9,7 @@ PY      := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint check screenshots dist clean
+.PHONY: help run demo test test-dependents test-matrix lint check screenshots dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -22,6 +22,12 @@ demo: $(VENV)/.base  ## play the whole story against a real server, and check ea
 
 test: $(VENV)/.test  ## run the test suite (ARGS=… is passed to pytest)
 	$(PY) -m pytest $(ARGS)
+
+test-dependents: $(VENV)/.test  ## test beside the plugins that depend on this one, and after 0.x
+	$(PY) scripts/dependents.py
+
+test-matrix: $(VENV)/.test  ## the suite on each Python and the oldest and newest of what it needs
+	$(PY) scripts/matrix.py $(ARGS)
 
 check: lint  ## the same as lint
 

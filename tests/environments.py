@@ -12,27 +12,45 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".venv-dependents"
 
 
-def environment(name: str, *requirements: str, python: str = sys.executable) -> Path:
-    """The folder of its programs, `python` and `pip` among them."""
+def environment(
+    name: str,
+    *requirements: str,
+    wheel: Path | None = None,
+    extra: str = "",
+    python: str = sys.executable,
+) -> Path:
+    """The folder of its programs, `python` and `pip` among them.
+
+    `wheel`: this package, put in last and anew each time. `extra`: `[test]`, for example.
+    """
     folder = FOLDER / name
     programs = folder / ("Scripts" if sys.platform == "win32" else "bin")
     installed = folder / "installed.txt"
-    wanted = "\n".join(map(_describe, requirements))
+    ours = (ROOT / "pyproject.toml").read_bytes() if wheel else b""
+    wanted = "\n".join([*requirements, hashlib.sha256(ours).hexdigest()])
     if not installed.exists() or installed.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([python, "-m", "venv", folder], check=True)
-        install(programs, *requirements)
+        install(programs, *([f"{wheel}{extra}"] if wheel else []), *requirements)
         installed.write_text(wanted)
+    if wheel:
+        install(programs, "--force-reinstall", "--no-deps", str(wheel))
     return programs
 
 
-def _describe(requirement: str) -> str:
-    wheel = Path(requirement)
-    if wheel.suffix != ".whl":
-        return requirement
-    return f"{wheel.name} {hashlib.sha256(wheel.read_bytes()).hexdigest()}"
-
-
-def install(programs: Path, *arguments: str | Path) -> None:
+def install(programs: Path, *arguments: str) -> None:
     pip = [programs / "python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "install", *arguments], check=True)
+
+
+def build_wheel() -> Path:
+    """The wheel of the checkout as it is."""
+    folder = FOLDER / "wheel"
+    # What an older build left in build/ would get into the wheel.
+    for left in (folder, ROOT / "build"):
+        shutil.rmtree(left, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    arguments = ["wheel", "--no-deps", "--wheel-dir", folder, ROOT]
+    subprocess.run([*pip, *arguments], check=True)
+    [wheel] = folder.glob("*.whl")
+    return wheel

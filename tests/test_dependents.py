@@ -297,6 +297,22 @@ async def test_the_llm_enrichment_runs_with_a_key_that_was_stored_through_the_fo
     assert last_used_by(internal, "WEATHER_API_KEY") == "root"
 
 
+@pytest.fixture(scope="module")
+def with_two_plugins() -> Path:
+    """A Python with plugins of which none imports another.
+
+    datasette_enrichments cannot be imported first where a plugin is installed that
+    imports it in its turn: it loads that plugin while it is half built itself.
+    """
+    programs = environment(
+        "imports",
+        "datasette-enrichments>=0.6a0",
+        "datasette-llm>=0.1a8",
+        wheel=Path(WHEEL),
+    )
+    return programs / "python"
+
+
 REAL_IMPORTS = """
 import importlib, json, sys
 importlib.import_module(sys.argv[1])
@@ -329,14 +345,9 @@ print(json.dumps({"missing": missing, "plugins": [n for n, _ in pm.list_name_plu
     ],
 )
 def test_every_hook_of_the_real_plugins_is_registered_whatever_is_imported_first(
-    first: str,
+    with_two_plugins: Path, first: str
 ) -> None:
-    # Without plugins that import datasette_enrichments in their turn: with one of
-    # those, it cannot be imported first, whatever this package does.
-    programs = environment(
-        "imports", WHEEL, "datasette-enrichments>=0.6a0", "datasette-llm>=0.1a8"
-    )
-    found = run_program(programs / "python", first)
+    found = run_program(with_two_plugins, first)
     assert found["missing"] == []
     assert {"secrets", "enrichments", "llm"} <= set(found["plugins"])
 

@@ -1,0 +1,159 @@
+"""Tests the wheel beside the plugins that depend on it, in environments of their own.
+
+Runs the tests of this project that need those plugins, and then the plugins' own suites,
+as far as PyPI has them: once with this package and once with datasette-secrets 0.3a0.
+What passes with 0.3a0 has to pass with this one. Prints the table that
+.github/COMPATIBILITY.md keeps, and exits 1 where something broke.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests"
+sys.path.insert(0, str(TESTS))
+
+from environments import FOLDER, build_wheel, environment  # noqa: E402
+
+# Each with the tests to run of its own suite: pytest's -k, empty for all.
+DEPENDENTS = {
+    # The rest needs a conftest.py that the sdist does not have, or looks for menus that
+    # Datasette has changed.
+    "datasette-enrichments": "using_secret or job_listings",
+    "datasette-enrichments-opencage": "",
+    "datasette-llm": "",
+    "datasette-enrichments-llm": "",
+}
+# What those suites need, and httpx, which datasette-enrichments-opencage imports without
+# saying so.
+TOOLS = (
+    "pytest",
+    "pytest-asyncio",
+    "pytest-httpx",
+    "hypothesis",
+    "llm-echo>=0.5a0",
+    "httpx",
+    "setuptools",
+)
+OLD = "datasette-secrets==0.3a0"
+
+Outcomes = dict[str, str]
+
+
+def main() -> None:
+    wheel = build_wheel()
+    ours = environment("ours", *DEPENDENTS, *TOOLS, wheel=wheel, extra="[fernet]")
+    datasette = f"datasette=={version(ours, 'datasette')}"
+    theirs = environment(
+        "theirs",
+        OLD,
+        datasette,
+        *(f"{name}=={version(ours, name)}" for name in DEPENDENTS),
+        *TOOLS,
+    )
+    print(f"{wheel.name}, {datasette}, Python {sys.version.split()[0]}\n", flush=True)
+
+    broken = run_own_tests(ours, wheel)
+    rows = []
+    for name, selection in DEPENDENTS.items():
+        release = version(ours, name)
+        suite = fetch_suite(ours, name, release)
+        with_ours = run_suite(ours, suite, selection)
+        with_theirs = run_suite(theirs, suite, selection)
+        lost = sorted(
+            test
+            for test, outcome in with_theirs.items()
+            if outcome == "passed" and with_ours.get(test) != "passed"
+        )
+        for test in lost:
+            print(f"{name}: {test} passes with {OLD} only")
+        broken |= bool(lost)
+        rows.append((f"{name} {release}", count(with_ours), count(with_theirs)))
+
+    print(f"\n| plugin | its own tests with ours | with {OLD} |\n|---|---|---|")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+    sys.exit(broken)
+
+
+def version(programs: Path, name: str) -> str:
+    code = (
+        "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
+    )
+    command = [programs / "python", "-c", code, name]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def run_own_tests(programs: Path, wheel: Path) -> bool:
+    # Not `python -m pytest`, which would find the checkout before the wheel.
+    command = [programs / "pytest", "-q", "-m", "dependents"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "WHEEL": str(wheel)})
+    return done.returncode != 0
+
+
+def fetch_suite(programs: Path, name: str, release: str) -> Path:
+    """The tests in a plugin's source distribution."""
+    folder = FOLDER / "suites" / f"{name}-{release}"
+    if not folder.exists():
+        run(
+            *(
+                programs / "python",
+                "-m",
+                "pip",
+                "--disable-pip-version-check",
+                "--quiet",
+            ),
+            *("download", "--no-deps", "--no-binary", ":all:", "--dest", folder),
+            f"{name}=={release}",
+        )
+        [sdist] = folder.glob("*.tar.gz")
+        shutil.unpack_archive(sdist, folder, filter="data")
+    [suite] = folder.glob("*/tests")
+    return suite
+
+
+def run_suite(programs: Path, suite: Path, selection: str) -> Outcomes:
+    """Each test's outcome: passed, failed or skipped."""
+    report = suite.parent / "report.xml"
+    report.unlink(missing_ok=True)
+    subprocess.run(
+        [
+            *(programs / "pytest", "-q", "-p", "dependents_plugin", "-k", selection),
+            *("-c", os.devnull, "--rootdir", suite, "-o", "asyncio_mode=strict"),
+            *("-o", "asyncio_default_fixture_loop_scope=function"),
+            *(f"--junitxml={report}", suite),
+        ],
+        cwd=suite,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    outcomes = {}
+    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314  # pytest's own
+        unusual = [child.tag for child in case if child.tag != "system-out"]
+        outcome = (
+            "skipped" if "skipped" in unusual else "failed" if unusual else "passed"
+        )
+        outcomes[case.get("name", "")] = outcome
+    return outcomes
+
+
+def count(outcomes: Outcomes) -> str:
+    kinds = ("passed", "failed", "skipped")
+    numbers = [(list(outcomes.values()).count(kind), kind) for kind in kinds]
+    return ", ".join(f"{number} {kind}" for number, kind in numbers if number)
+
+
+def run(*command: str | Path) -> None:
+    subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
