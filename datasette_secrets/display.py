@@ -300,7 +300,12 @@ _VERSION_KEYS = (
 
 
 def _version_json(version: store.Version) -> dict[str, Any]:
-    return {key: getattr(version, key) for key in _VERSION_KEYS}
+    return {key: _plain(getattr(version, key)) for key in _VERSION_KEYS}
+
+
+def _plain(known: object) -> object:
+    """What a damaged row holds in place of text or a number, as text."""
+    return known if known is None or isinstance(known, (str, int)) else str(known)
 
 
 def key_json(key: KeyRow) -> dict[str, Any]:

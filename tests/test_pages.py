@@ -1,0 +1,727 @@
+"""The pages as a browser gets them: what they show, and that no value is ever in them."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeDatasette
+from cryptography.fernet import Fernet
+from datasette import hookimpl
+from datasette.app import Datasette
+from datasette.plugins import pm
+
+from datasette_secrets import Secret, delete_secret, get_secret, set_secret
+from datasette_secrets.envelope import generate_master_key
+from datasette_secrets.service import STATES, destroy_versions
+
+VALUE = "sk-live-4f9c0d1e"
+
+
+class Visitor:
+    """Root with a browser without JavaScript: pages, and forms as they stand."""
+
+    def __init__(self, datasette: Datasette) -> None:
+        self.datasette = datasette
+        self.cookies = {"ds_actor": datasette.client.actor_cookie({"id": "root"})}
+
+    async def get(self, path: str = "") -> Any:
+        return await self.datasette.client.get(
+            "/-/secrets" + path, cookies=self.cookies
+        )
+
+    async def post(self, path: str, **fields: Any) -> Any:
+        return await self.datasette.client.post(
+            "/-/secrets" + path, data=fields, cookies=self.cookies
+        )
+
+    async def messages(self, answer: Any) -> list[str]:
+        """The messages that the page after this answer shows."""
+        cookies = {**self.cookies, **dict(answer.cookies)}
+        page = await self.datasette.client.get(
+            answer.headers["location"], cookies=cookies
+        )
+        return re.findall(
+            r'<p class="message-(?:info|warning)">([^<]*)</p>\s*(?=<p|</div>)',
+            page.text,
+        )
+
+
+@pytest.fixture
+def visitor(datasette: Datasette) -> Visitor:
+    return Visitor(datasette)
+
+
+@contextmanager
+def plugin(**hooks: Any) -> Iterator[None]:
+    """A plugin with these hooks, while it lasts."""
+    module = type(
+        "Plugin", (), {name: hookimpl(staticmethod(fn)) for name, fn in hooks.items()}
+    )
+    pm.register(module, name="a-plugin")
+    try:
+        yield
+    finally:
+        pm.unregister(name="a-plugin")
+
+
+def rows(page: Any) -> dict[str, str]:
+    """The state of each secret on a list page."""
+    return dict(re.findall(r'data-secret="([^"]*)" data-state="([^"]*)"', page.text))
+
+
+# The list.
+
+
+async def test_the_list_shows_every_state(
+    make_datasette: MakeDatasette, master_key: str, monkeypatch: Any, internal: str
+) -> None:
+    lost = make_datasette(generate_master_key())
+    await lost.invoke_startup()
+    await set_secret(lost, "LOST", VALUE)
+    datasette = make_datasette(master_key)
+    await datasette.invoke_startup()
+    for name in ("STORED", "DELETED", "DESTROYED", "OVERRIDDEN"):
+        await set_secret(datasette, name, VALUE)
+    await delete_secret(datasette, "DELETED")
+    await destroy_versions(datasette, "DESTROYED", [1])
+    with sqlite3.connect(internal) as conn:
+        conn.execute(
+            "insert into datasette_secrets (name, version, encrypted, encryption_key_name)"
+            " values ('OLD', 1, ?, 'default')",
+            [Fernet(master_key).encrypt(VALUE.encode())],
+        )
+    conn.close()
+    for name in ("OVERRIDDEN", "IN_THE_ENVIRONMENT"):
+        monkeypatch.setenv(f"DATASETTE_SECRETS_{name}", VALUE)
+
+    def register_secrets() -> list[Secret]:
+        return [Secret("WAITING"), Secret("IN_THE_ENVIRONMENT")]
+
+    with plugin(register_secrets=register_secrets):
+        page = await Visitor(datasette).get()
+    assert rows(page) == {
+        "WAITING": "not-set",
+        "IN_THE_ENVIRONMENT": "environment",
+        "OVERRIDDEN": "environment",
+        "STORED": "stored",
+        "DELETED": "deleted",
+        "DESTROYED": "destroyed",
+        "OLD": "needs-upgrade",
+        "LOST": "needs-key",
+    }
+    assert set(rows(page).values()) == set(STATES)
+    assert (VALUE in page.text) is False
+
+
+async def test_what_plugins_wait_for_is_described_and_can_be_obtained(
+    visitor: Visitor,
+) -> None:
+    secrets = [
+        Secret("A", "For <em>maps</em>", "https://example.com/?a=1&b=2", "Get a <key>"),
+        Secret("B", None, "javascript:alert(1)", "Click"),
+        Secret("C", None, "http://["),
+    ]
+    with plugin(register_secrets=lambda: secrets):
+        page = await visitor.get()
+        form = await visitor.get("/A")
+    for text in (page.text, form.text):
+        assert "For <em>maps</em>" in text
+        assert 'href="https://example.com/?a=1&amp;b=2"' in text
+        assert "Get a &lt;key&gt;" in text
+    assert "javascript:" not in page.text and "http://[" not in page.text
+
+
+async def test_people_are_named_by_username_else_name_else_id(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    actors = {
+        "1": {"id": "1", "username": "ada", "name": "Ada L."},
+        "2": {"id": "2", "name": "Grace <H>"},
+        "3": {"id": "3"},
+    }
+    for actor_id in ("1", "2", "3", "gone"):
+        await set_secret(datasette, f"KEY_{actor_id}", VALUE, actor_id=actor_id)
+
+    async def actors_from_ids(actor_ids: list[str]) -> dict[str, Any]:
+        return {each: actors[each] for each in actor_ids if each in actors}
+
+    with plugin(actors_from_ids=actors_from_ids):
+        page = await visitor.get()
+    who = re.findall(r'secrets-who">([^<]*)<', page.text)
+    assert who == ["ada", "Grace &lt;H&gt;", "3", "gone"]
+
+
+async def test_a_hook_that_fails_costs_names_and_not_the_page(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", VALUE, actor_id="17")
+
+    def actors_from_ids(actor_ids: list[str]) -> dict[str, Any]:
+        raise RuntimeError("no such service")
+
+    with plugin(actors_from_ids=actors_from_ids):
+        page = await visitor.get()
+        secret = await visitor.get("/KEY")
+    assert 'secrets-who">17<' in page.text
+    assert 'secrets-who">17<' in secret.text
+
+
+async def test_a_time_is_relative_with_the_exact_one_for_everybody(
+    visitor: Visitor, datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, "KEY", VALUE)
+    with sqlite3.connect(internal) as conn:
+        conn.execute("update datasette_secrets set updated_at = '2001-02-03 04:05:06'")
+    conn.close()
+    page = await visitor.get()
+    assert re.search(
+        r'<time datetime="2001-02-03T04:05:06Z" title="2001-02-03 04:05:06 UTC">'
+        r"\d+ years ago<span[^>]*> \(2001-02-03 04:05:06 UTC\)</span></time>",
+        page.text,
+    )
+
+
+async def test_the_list_is_paged_and_every_secret_is_on_one_page(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    for number in range(205):
+        await set_secret(datasette, f"KEY_{number:03}", VALUE)
+    seen: list[str] = []
+    path = ""
+    for _ in range(3):
+        page = await visitor.get(path)
+        seen += rows(page)
+        link = re.search(r'href="/-/secrets(\?[^"]*)" rel="next"', page.text)
+        path = link[1].replace("&amp;", "&") if link else ""
+    assert not link
+    assert sorted(seen) == ["EXAMPLE_SECRET"] + [f"KEY_{n:03}" for n in range(205)]
+
+
+@pytest.mark.parametrize("query", ["mail", "MAIL", "Mail"])
+async def test_the_list_is_filtered_whatever_the_case(
+    visitor: Visitor, datasette: Datasette, query: str
+) -> None:
+    for name in ("MAILGUN_KEY", "email_password", "MAPS"):
+        await set_secret(datasette, name, VALUE)
+    assert set(rows(await visitor.get(f"?q={query}"))) == {
+        "MAILGUN_KEY",
+        "email_password",
+    }
+
+
+async def test_a_filter_is_text_and_nothing_else(visitor: Visitor) -> None:
+    page = await visitor.get("?q=%22%3E%3Cscript%3Ealert(1)%3C/script%3E%25_'")
+    assert page.status_code == 200
+    assert rows(page) == {}
+    assert "<script>alert(1)" not in page.text
+
+
+async def test_names_and_notes_are_escaped(visitor: Visitor) -> None:
+    name = 'A"><script>alert(1)</script>'
+    note = "<img src=x onerror=alert(2)> 🔑 \x07"
+    with plugin(register_secrets=lambda: [Secret(name)]):
+        await visitor.datasette.client.post(
+            "/-/secrets/A~22~3E~3Cscript~3Ealert~281~29~3C~2Fscript~3E",
+            data={"secret": VALUE, "note": note},
+            cookies=visitor.cookies,
+        )
+        for path in ("", "/A~22~3E~3Cscript~3Ealert~281~29~3C~2Fscript~3E"):
+            page = await visitor.get(path)
+            assert "&lt;img src=x onerror=alert(2)&gt; 🔑" in page.text
+            assert "<script>alert" not in page.text and "<img" not in page.text
+
+
+# The form.
+
+
+async def test_a_secret_is_stored_through_the_form(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    page = await visitor.get("/EXAMPLE_SECRET")
+    assert 'name="expected_version" value="0"' in page.text
+    saved = await visitor.post(
+        "/EXAMPLE_SECRET", secret=VALUE, note="a note", expected_version="0"
+    )
+    assert (saved.status_code, saved.headers["location"]) == (302, "/-/secrets")
+    assert await visitor.messages(saved) == ["Secret EXAMPLE_SECRET updated"]
+    assert await get_secret(datasette, "EXAMPLE_SECRET") == VALUE
+    after = await visitor.get("/EXAMPLE_SECRET")
+    assert 'name="expected_version" value="1"' in after.text
+    assert 'value="a note"' in after.text
+
+
+async def test_white_space_at_the_ends_is_stripped_and_lines_stay(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    pem = "-----BEGIN KEY-----\r\nMIIE\r\n\r\n  indented\r\n-----END KEY-----"
+    await visitor.post("/EXAMPLE_SECRET", secret=f" \r\n\t{pem}\r\n\r\n", note="")
+    stored = await get_secret(datasette, "EXAMPLE_SECRET")
+    assert (stored == pem.replace("\r\n", "\n")) is True
+
+
+async def test_a_blank_value_changes_only_the_note(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", VALUE, note="before")
+    saved = await visitor.post(
+        "/KEY", secret=" \r\n ", note="after", expected_version="1"
+    )
+    assert (saved.status_code, saved.headers["location"]) == (302, "/-/secrets")
+    assert await visitor.messages(saved) == ["Note updated: KEY"]
+    page = await visitor.get("/KEY")
+    assert (
+        'value="after"' in page.text
+        and 'name="expected_version" value="1"' in page.text
+    )
+    assert await get_secret(datasette, "KEY") == VALUE
+
+
+async def test_a_note_is_kept_or_cleared_as_the_form_says(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", VALUE, note="before")
+    await visitor.post("/KEY", secret="x")
+    assert 'value="before"' in (await visitor.get("/KEY")).text
+    await visitor.post("/KEY", secret="", note="")
+    assert (
+        "before"
+        not in re.findall(r'name="note"[^>]*', (await visitor.get("/KEY")).text)[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"secret": ""}, "needs a value"),
+        ({"secret": " \r\n "}, "needs a value"),
+        ({"secret": "", "note": "n"}, "needs a value"),
+        ({"secret": VALUE * 10_000}, "65,536"),
+        ({"secret": f"{VALUE}\0x"}, "NUL"),
+        ({"secret": VALUE, "note": "n" * 101}, "at most 100 characters"),
+        ({"secret": VALUE, "expected_version": "x"}, "whole number"),
+        ({"secret": VALUE, "expected_version": "9" * 40}, "whole number"),
+    ],
+    ids=["empty", "blank", "note alone", "long", "NUL", "long note", "text", "huge"],
+)
+async def test_a_bad_form_says_why_and_sends_nothing_back(
+    visitor: Visitor, datasette: Datasette, fields: dict[str, str], reason: str
+) -> None:
+    answer = await visitor.post("/EXAMPLE_SECRET", **fields)
+    assert answer.status_code == 400
+    alert = re.search(r'role="alert"[^>]*>([^<]*)<', answer.text)
+    assert alert and reason in alert[1]
+    assert (VALUE in answer.text, "nnn" in answer.text) == (False, False)
+    assert await get_secret(datasette, "EXAMPLE_SECRET") is None
+
+
+async def test_whoever_saves_second_is_told_who_was_first(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", "first")
+    await set_secret(datasette, "KEY", "second", actor_id="17")
+
+    def actors_from_ids(actor_ids: list[str]) -> dict[str, Any]:
+        return {"17": {"id": "17", "name": "Ada"}}
+
+    with plugin(actors_from_ids=actors_from_ids):
+        for fields in ({"secret": VALUE}, {"secret": "", "note": VALUE}):
+            late = await visitor.post("/KEY", **fields, expected_version="1")
+            assert late.status_code == 409
+            assert re.search(
+                r"KEY is at version 2, changed by Ada at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC",
+                late.text,
+            )
+            assert (VALUE in late.text) is False
+            assert 'name="expected_version" value="2"' in late.text
+    assert await get_secret(datasette, "KEY") == "second"
+
+
+async def test_a_variable_that_overrides_is_said_and_its_value_is_not(
+    visitor: Visitor, datasette: Datasette, monkeypatch: Any
+) -> None:
+    await set_secret(datasette, "KEY", "stored")
+    monkeypatch.setenv("DATASETTE_SECRETS_KEY", VALUE)
+    page = await visitor.get("/KEY")
+    assert "<code>DATASETTE_SECRETS_KEY</code> is set on this server" in page.text
+    assert (VALUE in page.text) is False
+
+
+# Adding one that nobody registered.
+
+
+async def test_a_secret_is_added_by_name(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    added = await visitor.post("/-/add", name=" NEW_KEY ", secret=VALUE, note="mine")
+    assert (added.status_code, added.headers["location"]) == (302, "/-/secrets")
+    assert await visitor.messages(added) == ["Secret NEW_KEY added"]
+    assert await get_secret(datasette, "NEW_KEY") == VALUE
+    assert rows(await visitor.get())["NEW_KEY"] == "stored"
+
+
+@pytest.mark.parametrize("kept", ["stored", "deleted"])
+async def test_adding_never_replaces_what_is_there(
+    visitor: Visitor, datasette: Datasette, kept: str
+) -> None:
+    await set_secret(datasette, "KEY", "there")
+    if kept == "deleted":
+        await delete_secret(datasette, "KEY")
+    answer = await visitor.post("/-/add", name="KEY", secret=VALUE)
+    assert answer.status_code == 409
+    assert "KEY is stored already" in answer.text
+    assert (VALUE in answer.text) is False
+    assert rows(await visitor.get())["KEY"] == kept
+
+
+async def test_a_value_pasted_as_the_name_is_not_sent_back(visitor: Visitor) -> None:
+    answer = await visitor.post("/-/add", name=VALUE, secret="x")
+    assert answer.status_code == 400
+    assert (VALUE in answer.text) is False
+
+
+# Actions.
+
+
+ACTIONS = {
+    "delete": ({}, "Secret KEY deleted", None),
+    "rollback": (
+        {"version": "1"},
+        "Secret KEY rolled back to version 1, as version 3",
+        "one",
+    ),
+    "destroy": ({"version": ["1", "2"]}, "Versions 1, 2 of KEY destroyed", None),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+async def test_an_action_is_confirmed_done_and_said(
+    visitor: Visitor, datasette: Datasette, action: str
+) -> None:
+    fields, message, value = ACTIONS[action]
+    for each in ("one", "two"):
+        await set_secret(datasette, "KEY", each)
+    question = await visitor.get(f"/KEY/-/{action}?version=1")
+    assert question.status_code == 200
+    assert f'action="/-/secrets/KEY/-/{action}" method="post"' in question.text
+    assert await get_secret(datasette, "KEY") == "two"
+    done = await visitor.post(f"/KEY/-/{action}", **fields)
+    assert (done.status_code, done.headers["location"]) == (302, "/-/secrets/KEY")
+    assert await visitor.messages(done) == [message]
+    assert await get_secret(datasette, "KEY") == value
+
+
+async def test_a_deleted_secret_is_restored(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", VALUE)
+    await delete_secret(datasette, "KEY", actor_id="ada")
+    assert "Restore KEY?" in (await visitor.get("/KEY/-/restore")).text
+    done = await visitor.post("/KEY/-/restore", expected_version="1")
+    assert await visitor.messages(done) == ["Secret KEY restored"]
+    assert await get_secret(datasette, "KEY") == VALUE
+
+
+async def test_an_action_on_what_has_changed_since_is_refused(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    for each in ("one", "two", "three"):
+        await set_secret(datasette, "KEY", each)
+    for action in ("delete", "restore", "rollback"):
+        late = await visitor.post(f"/KEY/-/{action}", version="1", expected_version="2")
+        assert late.status_code == 409
+        assert "Nothing was changed: KEY is at version 3" in late.text
+    assert await get_secret(datasette, "KEY") == "three"
+
+
+async def test_an_action_with_nothing_chosen_asks_again(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", VALUE)
+    answer = await visitor.post("/KEY/-/destroy")
+    assert answer.status_code == 400
+    assert "Say which versions to destroy" in answer.text
+    assert 'name="version" value="1"' in answer.text
+
+
+async def test_the_history_names_versions_people_and_keys(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", "one", actor_id="ada", note="first")
+    await set_secret(datasette, "KEY", "two", actor_id="bob", note="second")
+    await destroy_versions(datasette, "KEY", [1])
+    page = await visitor.get("/KEY")
+    shown = re.findall(r'data-version="(\d+)" data-state="([^"]*)"', page.text)
+    assert shown == [("2", "stored"), ("1", "destroyed")]
+    assert {"ada", "bob"} <= set(re.findall(r'secrets-who">([^<]*)<', page.text))
+    assert "rollback?version=1" not in page.text
+
+
+async def test_a_long_history_is_paged(visitor: Visitor, datasette: Datasette) -> None:
+    for _ in range(120):
+        await set_secret(datasette, "KEY", VALUE)
+    first = await visitor.get("/KEY")
+    last = await visitor.get("/KEY?_start=100")
+    pages = [re.findall(r'data-version="(\d+)"', page.text) for page in (first, last)]
+    assert [*map(int, pages[0] + pages[1])] == list(range(120, 0, -1))
+    assert "?_start=100" in first.text and "?_start=0" in last.text
+
+
+# Encryption.
+
+
+async def test_older_keys_are_shown_and_re_wrapped(
+    make_datasette: MakeDatasette, master_key: str
+) -> None:
+    before = make_datasette(master_key)
+    await before.invoke_startup()
+    await set_secret(before, "KEY", VALUE)
+    visitor = Visitor(make_datasette(generate_master_key(), master_key))
+    await visitor.datasette.invoke_startup()
+    assert "/-/secrets/-/rotate" in (await visitor.get()).text
+    question = await visitor.get("/-/rotate")
+    assert "What it touches: 1 version" in question.text and "KEY" in question.text
+    done = await visitor.post("/-/rotate")
+    [message] = await visitor.messages(done)
+    assert message.startswith("1 version re-wrapped with master key ")
+    after = (await visitor.get()).text
+    assert "No row needs it now" in after and "/-/secrets/-/rotate" not in after
+    assert await get_secret(visitor.datasette, "KEY") == VALUE
+
+
+async def test_rows_of_0x_are_upgraded(
+    visitor: Visitor, datasette: Datasette, master_key: str, internal: str
+) -> None:
+    await set_secret(datasette, "OTHER", VALUE)
+    with sqlite3.connect(internal) as conn:
+        conn.execute(
+            "insert into datasette_secrets (name, version, encrypted, encryption_key_name)"
+            " values ('OLD', 1, ?, 'default')",
+            [Fernet(master_key).encrypt(VALUE.encode())],
+        )
+    conn.close()
+    assert "1 version stored by datasette-secrets 0.x" in (await visitor.get()).text
+    question = await visitor.get("/-/upgrade")
+    assert "OLD" in question.text and "OTHER" not in question.text
+    done = await visitor.post("/-/upgrade")
+    assert await visitor.messages(done) == ["1 version upgraded"]
+    assert await get_secret(datasette, "OLD") == VALUE
+    assert "Nothing is left to do" in (await visitor.get("/-/upgrade")).text
+
+
+async def test_a_row_whose_key_is_missing_says_which_and_what_to_do(
+    make_datasette: MakeDatasette, master_key: str
+) -> None:
+    lost = make_datasette(generate_master_key())
+    await lost.invoke_startup()
+    await set_secret(lost, "KEY", VALUE)
+    visitor = Visitor(make_datasette(master_key))
+    await visitor.datasette.invoke_startup()
+    page = await visitor.get()
+    key_id = re.findall(r'data-key="([0-9a-f]{16})"', page.text)[-1]
+    assert f"master key {key_id} is needed and not configured. Add it to" in page.text
+    refused = await visitor.post("/-/rotate")
+    assert refused.status_code == 409
+    assert "Nothing was changed" in refused.text
+
+
+async def test_more_versions_than_a_page_can_do_are_left_to_the_shell(
+    make_datasette: MakeDatasette, master_key: str, internal: str
+) -> None:
+    before = make_datasette(master_key)
+    await before.invoke_startup()
+    await set_secret(before, "KEY", VALUE)
+    with sqlite3.connect(internal) as conn:
+        conn.execute(
+            """insert into datasette_secrets (name, version, encrypted,
+            encryption_key_name, wrapped_key, envelope_version)
+            with recursive n(i) as (select 1 union all select i + 1 from n limit 10000)
+            select 'KEY_' || i, 1, encrypted, encryption_key_name, wrapped_key, 1
+            from n, datasette_secrets"""
+        )
+    conn.close()
+    visitor = Visitor(make_datasette(generate_master_key(), master_key))
+    await visitor.datasette.invoke_startup()
+    page = await visitor.get("/-/rotate")
+    assert "<code>datasette secrets rotate-key</code>" in page.text
+    assert "<form" not in re.findall(r"<main.*</main>", page.text, re.S)[0]
+    refused = await visitor.post("/-/rotate")
+    assert refused.status_code == 400
+    assert "datasette secrets rotate-key" in refused.text
+
+
+# When something is missing.
+
+
+async def test_without_a_key_the_pages_say_how_to_make_one(
+    make_datasette: MakeDatasette,
+) -> None:
+    visitor = Visitor(make_datasette())
+    await visitor.datasette.invoke_startup()
+    for path in ("", "/EXAMPLE_SECRET", "/-/add"):
+        page = await visitor.get(path)
+        assert page.status_code == 200
+        assert "datasette secrets generate-encryption-key" in page.text
+        assert "<textarea" not in page.text
+    refused = await visitor.post("/EXAMPLE_SECRET", secret=VALUE)
+    assert refused.status_code == 400
+    assert (VALUE in refused.text) is False
+
+
+async def test_an_unset_variable_is_named(make_datasette: MakeDatasette) -> None:
+    visitor = Visitor(make_datasette({"$env": "MY_MASTER_KEY"}))
+    await visitor.datasette.invoke_startup()
+    assert "MY_MASTER_KEY" in (await visitor.get()).text
+
+
+async def test_a_temporary_database_is_warned_of(
+    make_datasette: MakeDatasette, master_key: str
+) -> None:
+    visitor = Visitor(make_datasette(master_key, internal=None))
+    await visitor.datasette.invoke_startup()
+    assert "is temporary" in (await visitor.get()).text
+
+
+async def test_an_immutable_database_is_shown_and_offers_no_change(
+    make_datasette: MakeDatasette, master_key: str, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "data.db")
+    sqlite3.connect(path).execute("vacuum").connection.close()
+    writable = make_datasette(master_key, database="data", files=[path])
+    await writable.invoke_startup()
+    await set_secret(writable, "KEY", VALUE)
+    writable.close()
+    visitor = Visitor(make_datasette(master_key, database="data", immutables=[path]))
+    await visitor.datasette.invoke_startup()
+    page = await visitor.get()
+    assert rows(page)["KEY"] == "stored" and "is immutable" in page.text
+    assert "can download the database" in page.text
+    assert "<textarea" not in (await visitor.get("/KEY")).text
+    assert (await visitor.post("/KEY", secret="x")).status_code == 503
+
+
+async def test_rows_that_are_damaged_are_shown_all_the_same(
+    visitor: Visitor, datasette: Datasette, internal: str
+) -> None:
+    with sqlite3.connect(internal) as conn:
+        conn.executemany(
+            "insert into datasette_secrets (name, version, encrypted, wrapped_key, "
+            "encryption_key_name, note, updated_at, envelope_version) "
+            "values (?, ?, ?, ?, ?, ?, ?, 1)",
+            [
+                ("TEXT", "one", b"x", b"y", "not a key", 5, "yesterday"),
+                ("BYTES", b"\xff", "text", "text", b"\xff", b"\xff", b"\xff"),
+                (b"\xff\xfe", 1, b"x", b"y", "0" * 16, None, None),
+                ("NEGATIVE", -5, b"", b"", "", "", "2001-01-01"),
+            ],
+        )
+    conn.close()
+    assert {"TEXT", "BYTES", "NEGATIVE"} <= set(rows(await visitor.get()))
+    for name in ("TEXT", "BYTES", "NEGATIVE"):
+        assert (await visitor.get(f"/{name}")).status_code == 200
+        assert (await visitor.get(f"/{name}/-/destroy")).status_code == 200
+        assert (await visitor.get(f"/{name}.json")).status_code == 200
+    assert (await visitor.get(".json")).status_code == 200
+    assert (await visitor.get("/-/rotate")).status_code == 200
+    await visitor.post("/TEXT/-/destroy", version="one")
+    assert rows(await visitor.get())["TEXT"] == "destroyed"
+
+
+async def test_an_unexpected_failure_shows_nothing_of_itself(
+    visitor: Visitor, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def register_secrets() -> list[Secret]:
+        raise ValueError(VALUE)
+
+    with plugin(register_secrets=register_secrets):
+        page = await visitor.get()
+        body = await visitor.get(".json")
+    assert (page.status_code, body.status_code) == (500, 500)
+    assert body.json()["error"] == "Something went wrong; the server's log names what"
+    written = "".join(capfd.readouterr())
+    assert "datasette-secrets: ValueError in a page" in written
+    for text in (page.text, body.text, written):
+        assert (VALUE in text) is False
+
+
+# Whatever the page.
+
+
+@pytest.fixture
+async def under_a_path(make_datasette: MakeDatasette, master_key: str) -> Visitor:
+    datasette = make_datasette(master_key, settings={"base_url": "/prefix/"})
+    await datasette.invoke_startup()
+    return Visitor(datasette)
+
+
+async def test_every_link_is_under_the_base_url(under_a_path: Visitor) -> None:
+    visitor = under_a_path
+    await set_secret(visitor.datasette, "KEY", "one")
+    await set_secret(visitor.datasette, "KEY", VALUE)
+    for path in ("", "/KEY", "/KEY/-/delete", "/KEY/-/destroy", "/-/add", "/-/rotate"):
+        page = await visitor.get(path)
+        main = re.findall(r'<p class="crumbs".*</main>', page.text, re.S)[0]
+        for link in re.findall(r'(?:href|action)="([^"]*)"', main):
+            assert link.startswith("/prefix/"), (path, link)
+    saved = await visitor.post("/KEY", secret="x")
+    assert saved.headers["location"] == "/prefix/-/secrets"
+    deleted = await visitor.post("/KEY/-/delete")
+    assert deleted.headers["location"] == "/prefix/-/secrets/KEY"
+
+
+async def test_script_and_style_are_files_and_are_loaded_here_alone(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    page = await visitor.get()
+    main = re.findall(r"<main.*</main>", page.text, re.S)[0]
+    assert "<script" not in main and "<style" not in main
+    assert not re.search(r"\s(?:style|on[a-z]+)=", main)
+    for file in re.findall(r'"(/-/static-plugins/[^"]*)"', page.text):
+        assert (await datasette.client.get(file)).status_code == 200
+    assert len(re.findall(r"/-/static-plugins/", page.text)) == 2
+    home = await datasette.client.get("/", cookies=visitor.cookies)
+    assert "secrets.css" not in home.text
+
+
+@pytest.mark.parametrize("setting", ["template_debug", "trace_debug"])
+async def test_debug_output_holds_no_value(
+    make_datasette: MakeDatasette, master_key: str, setting: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("DATASETTE_SECRETS_EXAMPLE_SECRET", VALUE)
+    datasette = make_datasette(master_key, settings={setting: True})
+    await datasette.invoke_startup()
+    visitor = Visitor(datasette)
+    for query in ("?_trace=1", "?_context=1"):
+        stored = await visitor.post(f"/KEY/-/set{query}", value=VALUE)
+        late = await visitor.post(f"/KEY{query}", secret=VALUE, expected_version="0")
+        shown = [
+            await visitor.get(path + query)
+            for path in ("", "/KEY", "/EXAMPLE_SECRET", "/KEY/-/rollback", ".json")
+        ]
+        for answer in (stored, late, *shown):
+            assert (VALUE in answer.text) is False
+            assert (master_key in answer.text) is False
+
+
+async def test_a_form_from_another_site_is_refused(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    for headers, status in (
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 302),
+        ({}, 302),
+    ):
+        answer = await datasette.client.post(
+            "/-/secrets/EXAMPLE_SECRET",
+            data={"secret": VALUE},
+            cookies=visitor.cookies,
+            headers=headers,
+        )
+        assert answer.status_code == status
