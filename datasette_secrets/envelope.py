@@ -29,7 +29,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from . import legacy
 from .errors import CannotOpen, CannotUpgrade, UnknownMasterKey
@@ -152,8 +152,21 @@ class KeyRing:
         return any(key.appears_in(text) for key in self.keys)
 
 
+class Envelope(Protocol):
+    """What a row stores of one version. In a damaged row, any field may be anything."""
+
+    @property
+    def envelope_version(self) -> int | None: ...
+    @property
+    def key_id(self) -> str: ...
+    @property
+    def wrapped_key(self) -> bytes | None: ...
+    @property
+    def encrypted(self) -> bytes | None: ...
+
+
 class Sealed(NamedTuple):
-    """What a row stores of one version. From a damaged row, any field may be anything."""
+    """A new envelope."""
 
     envelope_version: int | None
     key_id: str
@@ -210,54 +223,55 @@ def generate_master_key() -> str:
     return base64.urlsafe_b64encode(os.urandom(KEY_BYTES)).decode("ascii")
 
 
-def open(ring: KeyRing, name: str, version: int, sealed: Sealed) -> str:
+def open(ring: KeyRing, name: str, version: int, row: Envelope) -> str:
     """Open `version` of `name`: its value, 0 bytes or more of UTF-8.
 
     Raises UnknownMasterKey when the row names a key that is not in the ring, and
     CannotOpen when it was damaged, moved from another row, or forged.
     """
-    wrapped_key, encrypted = check(name, version, sealed)
-    master_key = ring.find(name, version, sealed.key_id)
+    wrapped_key, encrypted = check(name, version, row)
+    master_key = ring.find(name, version, row.key_id)
     value = _open_often(master_key, name, version, wrapped_key, encrypted)
     if value is None:
         raise CannotOpen(name, version)
     return value
 
 
-def unwrap(ring: KeyRing, name: str, version: int, sealed: Sealed) -> None:
+def unwrap(ring: KeyRing, name: str, version: int, row: Envelope) -> None:
     """Prove that the wrapped data key opens; the value is not looked at.
 
     Raises as `open` does.
     """
-    wrapped_key, _ = check(name, version, sealed)
-    master_key = ring.find(name, version, sealed.key_id)
+    wrapped_key = check_wrap(name, version, row)
+    master_key = ring.find(name, version, row.key_id)
     if _unwrap(master_key, _context(name, version), wrapped_key) is None:
         raise CannotOpen(name, version)
 
 
-def rewrap(ring: KeyRing, name: str, version: int, sealed: Sealed) -> Sealed:
-    """The same version with its data key wrapped by the primary key; `encrypted` is kept.
+def rewrap(ring: KeyRing, name: str, version: int, row: Envelope) -> bytes:
+    """The row's data key wrapped by the primary key: a new `wrapped_key`, 104 bytes.
 
-    Raises as `open` does.
+    The value is neither looked at nor changed. Raises as `open` does.
     """
-    wrapped_key, _ = check(name, version, sealed)
-    master_key = ring.find(name, version, sealed.key_id)
-    context = _context(name, version)
-    rewrapped_key = _rewrap(master_key, ring.primary, context, wrapped_key)
+    wrapped_key = check_wrap(name, version, row)
+    master_key = ring.find(name, version, row.key_id)
+    rewrapped_key = _rewrap(
+        master_key, ring.primary, _context(name, version), wrapped_key
+    )
     if rewrapped_key is None:
         raise CannotOpen(name, version)
-    return sealed._replace(key_id=ring.primary.id, wrapped_key=rewrapped_key)
+    return rewrapped_key
 
 
 def reseal(
-    ring: KeyRing, name: str, version: int, sealed: Sealed, new_version: int
+    ring: KeyRing, name: str, version: int, row: Envelope, new_version: int
 ) -> Sealed:
     """The value of `version` under a fresh data key, as `new_version` of the same name.
 
     Raises as `open` does.
     """
-    wrapped_key, encrypted = check(name, version, sealed)
-    master_key = ring.find(name, version, sealed.key_id)
+    wrapped_key, encrypted = check(name, version, row)
+    master_key = ring.find(name, version, row.key_id)
     value = _open_plaintext(master_key, _context(name, version), wrapped_key, encrypted)
     if value is None:
         raise CannotOpen(name, version)
@@ -284,33 +298,46 @@ def upgrade(ring: KeyRing, name: object, version: object, token: object) -> Seal
     raise CannotUpgrade(name, version)
 
 
-def check(name: object, version: object, sealed: Sealed) -> tuple[bytes, bytes]:
+def check_wrap(name: object, version: object, row: Envelope) -> bytes:
+    """The wrapped key, if it can be that of an intact envelope; the value is not looked at.
+
+    Raises CannotOpen for a row that no envelope of format 1 can have.
+    """
+    wrapped_key = row.wrapped_key
+    if (
+        row.envelope_version != ENVELOPE_VERSION
+        or not isinstance(wrapped_key, bytes)
+        or len(wrapped_key) != WRAPPED_KEY_BYTES
+        or not isinstance(name, str)
+        or not isinstance(version, int)
+        or not 0 < version < 2**63
+    ):
+        raise CannotOpen(name, version)
+    return wrapped_key
+
+
+def check(name: object, version: object, row: Envelope) -> tuple[bytes, bytes]:
     """The wrapped key and the encrypted value, if they can be of an intact envelope.
 
     Raises CannotOpen for a row that no envelope of format 1 can have.
     """
-    wrapped_key, encrypted = sealed.wrapped_key, sealed.encrypted
-    if (
-        not isinstance(name, str)
-        or not isinstance(version, int)
-        or not 0 < version < 2**63
-        or sealed.envelope_version != ENVELOPE_VERSION
-        or not isinstance(wrapped_key, bytes)
-        or len(wrapped_key) != WRAPPED_KEY_BYTES
-        or not isinstance(encrypted, bytes)
-        or len(encrypted) < ENCRYPTED_MIN_BYTES
-    ):
+    wrapped_key = check_wrap(name, version, row)
+    encrypted = row.encrypted
+    if not isinstance(encrypted, bytes) or len(encrypted) < ENCRYPTED_MIN_BYTES:
         raise CannotOpen(name, version)
     return wrapped_key, encrypted
 
 
+_CONTEXT_HASH = hashlib.blake2b(digest_size=CONTEXT_BYTES, person=_PERSON)
+
+
 def _context(name: str, version: int) -> bytes:
     utf8 = name.encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(
-        len(utf8).to_bytes(8, "little") + utf8 + version.to_bytes(8, "little"),
-        digest_size=CONTEXT_BYTES,
-        person=_PERSON,
-    ).digest()
+    context = _CONTEXT_HASH.copy()
+    context.update(
+        len(utf8).to_bytes(8, "little") + utf8 + version.to_bytes(8, "little")
+    )
+    return context.digest()
 
 
 def _wrap(master_key: MasterKey, context: bytes, data_key: bytes) -> bytes:

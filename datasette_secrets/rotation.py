@@ -8,7 +8,7 @@ and running it again finishes the work.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,12 @@ from .errors import (
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-BATCH_SIZE = 2_000
+BATCH_SIZE = 5_000
 _PASSES_MAX = 20
 
 Progress = Callable[[int], None]
+#: What could not be changed, the ids of what was to be, and how many rows were.
+_Outcome = tuple[list["Problem"], list[int], int]
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ async def census(datasette: Datasette) -> Census:
     counts: dict[str, int] = {}
     legacy = 0
     for count in await store.key_counts(place.db):
-        if count.legacy:
+        if count.is_legacy:
             legacy += count.versions
         else:
             counts[count.key_id] = counts.get(count.key_id, 0) + count.versions
@@ -168,12 +170,13 @@ async def verify(
     ring = place.settings.require_ring()
     found = Verification()
     async for rows in _batches(place, batch_size):
-        for row in rows:
-            problem = _try(row, lambda row: _open_row(ring, row))
-            if problem is None:
-                found.opened += 1
-            else:
-                found.problems.append(problem)
+        problems = list(
+            _unopenable(
+                rows, lambda row: envelope.open(ring, row.name, row.version, row)
+            )
+        )
+        found.opened += len(rows) - len(problems)
+        found.problems += problems
         if progress:
             progress(len(rows))
     stored = await store.count_versions(place.db)
@@ -206,16 +209,19 @@ async def rotate(
     report = Rotation(primary=ring.primary.id, dry_run=dry_run)
     work = _Work(place, ring, batch_size, new_data_keys, progress or (lambda _: None))
 
+    report.census = await census(datasette)
     await work.preflight(report)
+    report.current = report.census.versions - report.to_change
     if dry_run or (report.problems and not skip_unopenable):
-        report.census = await census(datasette)
         return report
 
-    report.problems = []
-    await work.change(report)
+    for _ in range(_PASSES_MAX):
+        finished = await work.change(report)
+        report.census = await census(datasette)
+        if finished and work.count_elsewhere(report.census) <= work.stuck:
+            break
     report.clean_up = await service.clean_up(place, vacuum=vacuum)
-    report.census = await census(datasette)
-    report.complete = not report.problems
+    report.complete = not report.problems and not work.count_elsewhere(report.census)
     if report.changed:
         await service.announce_rotation(
             datasette, ring.primary.id, report.changed, actor_id
@@ -309,7 +315,7 @@ async def _replace_legacy(
         if row.id in written and row.is_legacy:
             lost.append(row)
         elif row.id in written:
-            envelope.open(ring, row.name, row.version, row.sealed)
+            envelope.open(ring, row.name, row.version, row)
     return changed
 
 
@@ -322,128 +328,130 @@ class _Work:
     batch_size: int
     new_data_keys: bool
     progress: Progress
+    #: How many versions under another key the last pass had to leave.
+    stuck: int = 0
+    #: Whether those under the primary key are still to be changed, too.
+    everything: bool = False
+
+    def __post_init__(self) -> None:
+        self.everything = self.new_data_keys
 
     async def preflight(self, report: Rotation) -> None:
-        """Unwrap every wrap that is to be changed; change nothing."""
-        counted = await store.key_counts(self.place.db)
-        stored = sum(count.versions for count in counted)
-        async for rows in self._batches_to_change():
-            for row in rows:
-                problem = _try(row, self._unwrap)
-                report.to_change += 1
-                if problem:
-                    report.problems.append(problem)
+        """Open every wrap that is to be changed; change nothing."""
+        async for rows in self._batches():
+            report.to_change += len(rows)
+            report.problems += _unopenable(rows, self._open)
             self.progress(len(rows))
-        report.current = stored - report.to_change
 
-    async def change(self, report: Rotation) -> None:
-        """Passes, until none is left under another key: a server may still be writing."""
-        primary = self.ring.primary.id
-        leave_out = None if self.new_data_keys else primary
-        for _ in range(_PASSES_MAX):
-            report.problems = []
-            lost = stuck = 0
-            async for rows in _batches(self.place, self.batch_size, leave_out):
-                changes = self._prepare(rows, report.problems)
-                changed = await self._replace(changes)
-                await self._read_back(changes)
-                report.changed += changed
-                lost += len(changes) - changed
-                unchanged = {row.id for row in rows} - {each.old.id for each in changes}
-                stuck += sum(
-                    row.key_id != primary for row in rows if row.id in unchanged
-                )
-                self.progress(len(rows))
-            if not lost:
-                leave_out = primary
-                if await self._count_elsewhere() <= stuck:
-                    return
+    async def change(self, report: Rotation) -> bool:
+        """One pass; False when somebody else changed rows meanwhile: then do another."""
+        report.problems = []
+        self.stuck = lost = 0
+        async for rows in self._batches():
+            problems, ids, changed = (
+                await self._reseal(rows)
+                if self.new_data_keys
+                else await self._rewrap(rows)
+            )
+            report.problems += problems
+            report.changed += changed
+            lost += len(ids) - changed
+            await self._read_back(ids)
+            if problems:
+                self.stuck += self._count_stuck(rows, ids)
+            self.progress(len(rows))
+        if not lost:
+            self.everything = False
+        return not lost
 
-    async def _count_elsewhere(self) -> int:
-        counts = await store.key_counts(self.place.db)
-        return sum(
-            count.versions for count in counts if count.key_id != self.ring.primary.id
-        )
+    async def _rewrap(self, rows: list[store.Row]) -> _Outcome:
+        ring, primary_id = self.ring, self.ring.primary.id
+        changes: list[store.NewWrap] = []
 
-    def _batches_to_change(self) -> AsyncIterator[list[store.Row]]:
-        leave_out = None if self.new_data_keys else self.ring.primary.id
-        return _batches(self.place, self.batch_size, leave_out)
+        def rewrap(row: store.Row) -> None:
+            wrapped_key = envelope.rewrap(ring, row.name, row.version, row)
+            changes.append(
+                store.NewWrap(wrapped_key, primary_id, row.id, row.wrapped_key)
+            )
 
-    def _prepare(
-        self, rows: list[store.Row], problems: list[Problem]
-    ) -> list[store.Replacement]:
-        change = self._reseal if self.new_data_keys else self._rewrap
+        problems = list(_unopenable(rows, rewrap))
+        changed = await store.replace_wrapped_keys(self.place.db, changes)
+        return problems, [change.id for change in changes], changed
+
+    async def _reseal(self, rows: list[store.Row]) -> _Outcome:
         changes: list[store.Replacement] = []
-        for row in rows:
-            problem = _try(row, lambda row: changes.append(change(row)))
-            if problem:
-                problems.append(problem)
-        return changes
 
-    async def _replace(self, changes: list[store.Replacement]) -> int:
-        if not changes:
-            return 0
-        replace = (
-            store.replace_envelopes
-            if self.new_data_keys
-            else store.replace_wrapped_keys
+        def reseal(row: store.Row) -> None:
+            name, version = row.name, row.version
+            sealed = envelope.reseal(self.ring, name, version, row, version)
+            changes.append(store.Replacement(row, sealed))
+
+        problems = list(_unopenable(rows, reseal))
+        changed = await store.replace_envelopes(self.place.db, changes)
+        return problems, [change.id for change in changes], changed
+
+    def count_elsewhere(self, counted: Census) -> int:
+        """The versions that the primary key does not wrap."""
+        return counted.versions - counted.counts.get(self.ring.primary.id, 0)
+
+    def _count_stuck(self, rows: list[store.Row], ids: list[int]) -> int:
+        changed = set(ids)
+        return sum(
+            row.key_id != self.ring.primary.id or row.is_legacy
+            for row in rows
+            if row.id not in changed
         )
-        return await replace(self.place.db, changes)
 
-    async def _read_back(self, changes: list[store.Replacement]) -> None:
+    def _batches(self) -> AsyncIterator[list[store.Row]]:
+        return _batches(
+            self.place,
+            self.batch_size,
+            None if self.everything else self.ring.primary.id,
+            wraps_only=not self.new_data_keys,
+        )
+
+    async def _read_back(self, ids: list[int]) -> None:
         """Open the wraps that now stand in the file. One destroyed meanwhile is fine."""
-        if not changes:
+        if not ids:
             return
-        written = {change.old.id for change in changes}
+        written = set(ids)
         for row in await store.rows_between(
-            self.place.db, changes[0].old.id, changes[-1].old.id
+            self.place.db, ids[0], ids[-1], wraps_only=True
         ):
             if row.id in written:
-                envelope.unwrap(self.ring, row.name, row.version, row.sealed)
+                envelope.unwrap(self.ring, row.name, row.version, row)
 
-    def _unwrap(self, row: store.Row) -> None:
-        _refuse_legacy(row)
+    def _open(self, row: store.Row) -> None:
         if self.new_data_keys:
-            _open_row(self.ring, row)
+            envelope.open(self.ring, row.name, row.version, row)
         else:
-            envelope.unwrap(self.ring, row.name, row.version, row.sealed)
-
-    def _rewrap(self, row: store.Row) -> store.Replacement:
-        _refuse_legacy(row)
-        return store.Replacement(
-            row, envelope.rewrap(self.ring, row.name, row.version, row.sealed)
-        )
-
-    def _reseal(self, row: store.Row) -> store.Replacement:
-        _refuse_legacy(row)
-        return store.Replacement(
-            row,
-            envelope.reseal(self.ring, row.name, row.version, row.sealed, row.version),
-        )
+            envelope.unwrap(self.ring, row.name, row.version, row)
 
 
 async def _batches(
-    place: service.Vault, size: int, but_key_id: str | None = None
+    place: service.Vault,
+    size: int,
+    but_key_id: str | None = None,
+    *,
+    wraps_only: bool = False,
 ) -> AsyncIterator[list[store.Row]]:
     last = -(2**63)
-    while rows := await store.rows_after(place.db, last, size, but_key_id=but_key_id):
+    while rows := await store.rows_after(
+        place.db, last, size, but_key_id=but_key_id, wraps_only=wraps_only
+    ):
         yield rows
         last = rows[-1].id
 
 
-def _try(row: store.Row, action: Callable[[store.Row], Any]) -> Problem | None:
-    try:
-        action(row)
-    except (CannotOpen, NeedsUpgrade, UnknownMasterKey) as error:
-        return Problem.of(row, error)
-    return None
-
-
-def _open_row(ring: envelope.KeyRing, row: store.Row) -> None:
-    _refuse_legacy(row)
-    envelope.open(ring, row.name, row.version, row.sealed)
-
-
-def _refuse_legacy(row: store.Row) -> None:
-    if row.is_legacy:
-        raise NeedsUpgrade(str(row.name), row.version)
+def _unopenable(
+    rows: list[store.Row], action: Callable[[store.Row], Any]
+) -> Iterator[Problem]:
+    """Do `action` to each row; the rows for which it cannot be done."""
+    for row in rows:
+        try:
+            action(row)
+        except (CannotOpen, UnknownMasterKey) as error:
+            if row.is_legacy:
+                yield Problem.of(row, NeedsUpgrade(str(row.name), row.version))
+            else:
+                yield Problem.of(row, error)

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datasette.events import Event
@@ -94,9 +94,31 @@ async def get_secret(
     ring = place.settings.require_ring()
     user = str(actor_id) if actor_id else None
     if not place.uses.is_recorded(row, user):
-        envelope.open(ring, secret_name, row.version, row.sealed)
+        envelope.open(ring, secret_name, row.version, row)
         await place.uses.record(row, user)
-    return envelope.open(ring, secret_name, row.version, row.sealed)
+    return envelope.open(ring, secret_name, row.version, row)
+
+
+async def get_version(
+    datasette: Datasette, name: str, version: int, *, actor_id: str | None = None
+) -> str:
+    """The value of one stored version, whatever the environment says, deleted or not.
+
+    Raises InvalidSecret when there is no such version or it was destroyed, and what
+    `get_secret` raises.
+    """
+    place = vault(datasette)
+
+    def find_secret_version(conn: Any) -> store.Row:
+        return store.find_version(conn, name, version)
+
+    row = await store.read(place.db, find_secret_version)
+    if row.is_legacy:
+        raise NeedsUpgrade(name, version)
+    ring = place.settings.require_ring()
+    envelope.open(ring, name, version, row)
+    await place.uses.record(row, _id(actor_id))
+    return envelope.open(ring, name, version, row)
 
 
 async def set_secret(
@@ -144,6 +166,76 @@ async def set_secret(
         return version
 
     return await store.write(place.db, insert_secret_version)
+
+
+async def check_settable(
+    datasette: Datasette, name: str, note: str | None = None
+) -> None:
+    """Raise what `set_secret` would for this name and note, before a value is asked for."""
+    place = vault(datasette)
+    await _check_name(datasette, place, name)
+    _check_note(note)
+    place.settings.require_ring()
+
+
+async def set_secrets(
+    datasette: Datasette,
+    values: Mapping[str, envelope.Plaintext],
+    *,
+    skip_existing: bool = False,
+    dry_run: bool = False,
+    actor_id: str | None = None,
+) -> dict[str, int | None]:
+    """Store a new version of each secret, all of them in one transaction, or none.
+
+    Returns the number of each new version. `skip_existing`: leave a name of which
+    something is stored, even if it is deleted, as it is; its number is then None.
+    `dry_run`: only say what the numbers would be.
+
+    Raises what `set_secret` raises.
+    """
+    place = vault(datasette)
+    for name in values:
+        await _check_name(datasette, place, name)
+    primary = place.settings.require_ring().primary
+    if dry_run:
+        return {
+            name: _next(await store.history(place.db, name), skip_existing)
+            for name in values
+        }
+    await store.ensure_migrated(place.db)
+
+    def sealer(name: str) -> Callable[[int], envelope.Sealed]:
+        return lambda version: values[name].seal(primary, name, version)
+
+    def insert_secret_versions(
+        conn: Any, track_event: Callable[[Event], None]
+    ) -> dict[str, int | None]:
+        stored: dict[str, int | None] = {}
+        for name in values:
+            if skip_existing and store.is_stored(conn, name):
+                stored[name] = None
+                continue
+            stored[name] = version = store.insert_version(
+                conn,
+                name,
+                sealer(name),
+                note=None,
+                actor_id=_id(actor_id),
+                now=now(),
+            )
+            event = SetSecret(_actor(actor_id), name, version)
+            _announce(datasette, track_event, event)
+        return stored
+
+    return await store.write(place.db, insert_secret_versions)
+
+
+def _next(versions: list[store.Version], skip_existing: bool) -> int | None:
+    if versions and skip_existing:
+        return None
+    numbers = [each.version for each in versions if type(each.version) is int]
+    return max([0, *numbers]) + 1 + len(versions) - len(numbers)
 
 
 async def set_note(
@@ -257,9 +349,7 @@ async def roll_back(
         new_version = store.insert_version(
             conn,
             name,
-            lambda number: envelope.reseal(
-                ring, row.name, row.version, row.sealed, number
-            ),
+            lambda number: envelope.reseal(ring, row.name, row.version, row, number),
             note=None,
             actor_id=_id(actor_id),
             now=now(),
@@ -307,7 +397,7 @@ async def clean_up(place: Vault, *, vacuum: bool = False) -> store.CleanUp:
     is_small = store.file_bytes(place.db) < store.VACUUM_MAX_BYTES
     vacuum = vacuum or (place.settings.database is None and is_small)
     done = await store.clean_up(place.db, vacuum=vacuum)
-    remains = []
+    remains = [done.remains] if done.remains else []
     if not vacuum:
         remains.append(
             "traces of old ciphertext may remain in unused parts of the file: run "
@@ -506,9 +596,8 @@ async def start(datasette: Datasette) -> None:
             _warn(f"{error}; secrets can be read, and not changed")
     else:
         _warn("the database of the secrets is immutable: they can be read, not changed")
-    legacy = sum(
-        count.versions for count in await store.key_counts(place.db) if count.legacy
-    )
+    counts = await store.key_counts(place.db)
+    legacy = sum(count.versions for count in counts if count.is_legacy)
     if legacy:
         _warn(
             f"{legacy} versions were stored by datasette-secrets 0.x and do not open "
@@ -601,7 +690,9 @@ def why_read_only(place: Vault) -> str:
     """Why the database cannot be changed, in one sentence; empty while it can."""
     path = place.db.path
     if not place.db.is_mutable:
-        return "The database of the secrets is immutable: they can be read, not changed."
+        return (
+            "The database of the secrets is immutable: they can be read, not changed."
+        )
     if path and not os.access(path, os.W_OK):
         return (
             "The file of the database cannot be written by this server: secrets can be "

@@ -23,9 +23,10 @@ from typing import Any
 
 # First: importing 0.3a0 before Datasette fails.
 import datasette.app
-import datasette_secrets
 from datasette import hookimpl
 from datasette.plugins import pm
+
+import datasette_secrets
 
 Datasette = datasette.app.Datasette
 
@@ -197,7 +198,7 @@ async def locked(folder: Path) -> dict[str, float]:
             [sys.executable, "-c", HOLD_LOCK, path, begin],
             stdout=subprocess.PIPE,
         )
-        assert holder.stdout is not None  # noqa: S101
+        assert holder.stdout is not None
         await asyncio.to_thread(holder.stdout.readline)
         tasks = [asyncio.ensure_future(read(number)) for number in range(5)]
         ticker = asyncio.ensure_future(tick())

@@ -138,10 +138,10 @@ async def careless(datasette: Datasette) -> None:
     place = service.vault(datasette)
     ring = place.settings.require_ring()
     for row in await store.rows_after(place.db, 0, 100):
-        fresh = envelope.rewrap(ring, row.name, row.version, row.sealed)
+        rewrapped_key = envelope.rewrap(ring, row.name, row.version, row)
         for column, cell in (
-            ("encryption_key_name", fresh.key_id),
-            ("wrapped_key", fresh.wrapped_key),
+            ("encryption_key_name", ring.primary.id),
+            ("wrapped_key", rewrapped_key),
         ):
             await db.execute_write(
                 f"update datasette_secrets set {column} = ? where id = ?",
