@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import itertools
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -20,7 +22,7 @@ from conftest import MakeDatasette
 from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.plugins import pm
-from environments import environment
+from environments import ROOT, environment, install
 
 from datasette_secrets import (
     CannotOpen,
@@ -35,6 +37,7 @@ from datasette_secrets import (
     store,
 )
 
+WHEEL = os.environ.get("WHEEL", "")  # set by scripts/dependents.py
 OLD, NEW, OTHER = (envelope.generate_master_key() for _ in range(3))
 NEW_ID = envelope.MasterKey.parse(NEW).id
 
@@ -597,28 +600,29 @@ asyncio.run(main())
 """
 
 
+def run_0_x(programs: Path, job: dict[str, Any]) -> dict[str, str]:
+    """Do a job with a real release of 0.x; returns what it then reads."""
+    done = subprocess.run(
+        [programs / "python", "-c", OF_0_X],
+        cwd=programs,  # where no checkout can stand in for the release
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.splitlines()[-1]
+    return json.loads(done.stdout)
+
+
 @pytest.fixture(params=RELEASES, ids=", ".join)
 def release(
     request: pytest.FixtureRequest,
 ) -> Callable[[dict[str, Any]], dict[str, str]]:
-    """Runs a job with a real release of 0.x, and returns what it then reads."""
+    """`run_0_x` with one of the releases."""
     version, *requirements = request.param
     name = re.sub(r"[^a-z0-9.]+", "-", f"{version} {requirements[0]}")
     programs = environment(name, f"datasette-secrets=={version}", *requirements)
-
-    def run(job: dict[str, Any]) -> dict[str, str]:
-        done = subprocess.run(
-            [programs / "python", "-c", OF_0_X],
-            cwd=programs,  # where no checkout can stand in for the release
-            input=json.dumps(job),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr.splitlines()[-1]
-        return json.loads(done.stdout)
-
-    return run
+    return functools.partial(run_0_x, programs)
 
 
 @pytest.mark.dependents
@@ -672,3 +676,51 @@ async def test_what_a_real_release_of_0_x_stored_is_brought_in(
     datasette.close()
 
     assert await differing(await start(make_datasette, NEW), stored) == []
+
+
+@pytest.mark.dependents
+async def test_the_commands_of_the_readme_move_over_from_0_x_and_back(
+    make_datasette: MakeDatasette, tmp_path: Path
+) -> None:
+    section = (ROOT / "README.md").read_text().partition("## Moving over from 0.x")[2]
+    commands = section.partition("```bash\n")[2].partition("```")[0]
+    assert len(commands.splitlines()) == 3
+    programs = environment(
+        "moving-over", "datasette-secrets==0.3a0", "datasette>=1.0a41"
+    )
+    back = ("--force-reinstall", "--no-deps", "datasette-secrets==0.3a0")
+    install(programs, *back)
+    internal, copy = str(tmp_path / "internal.db"), str(tmp_path / "internal-0.x.db")
+    stored = {f"SECRET_{number}": f"value {number}" for number in range(20)}
+    job = {
+        "internal": internal,
+        "key": OLD,
+        "names": list(stored),
+        "store": [(name, value, "") for name, value in stored.items()],
+    }
+    assert run_0_x(programs, job) == stored
+    (tmp_path / "datasette.yaml").write_text(
+        f"plugins:\n  datasette-secrets:\n    encryption-key: {OLD}\n"
+    )
+
+    done = subprocess.run(
+        ["/bin/sh", "-e", "-c", commands],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+            "PIP_FIND_LINKS": str(Path(WHEEL).parent),
+        },
+        input="y\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.splitlines()[-1]
+    assert (
+        await differing(await start(make_datasette, OLD, internal=internal), stored)
+        == []
+    )
+
+    install(programs, *back)
+    assert run_0_x(programs, {**job, "internal": copy, "store": []}) == stored
