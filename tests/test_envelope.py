@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -396,6 +397,48 @@ def test_no_key_is_tried_but_the_one_that_a_row_names() -> None:
     assert not opens(KeyRing([right, wrong]), "A", 1, sealed)
 
 
+def test_every_refusal_names_the_row(sealed_row: tuple[KeyRing, Sealed]) -> None:
+    ring, sealed = sealed_row
+    other = KeyRing([new_key()])
+    calls: list[Callable[[KeyRing, Any], object]] = [
+        lambda ring, row: envelope.open(ring, "A", 7, row),
+        lambda ring, row: envelope.rewrap(ring, "A", 7, row),
+        lambda ring, row: envelope.reseal(ring, "A", 7, row, 8),
+        lambda ring, row: envelope.unwrap(ring, "A", 7, row),
+    ]
+    for call in calls:
+        for row in (
+            sealed,  # which belongs elsewhere
+            sealed._replace(wrapped_key=None),
+            sealed._replace(envelope_version=2),
+            sealed._replace(key_id="default"),
+        ):
+            with pytest.raises(CannotOpen) as damaged:
+                call(ring, row)
+            assert (damaged.value.name, damaged.value.version) == ("A", 7)
+        with pytest.raises(UnknownMasterKey) as unknown:
+            call(other, sealed)
+        assert (unknown.value.name, unknown.value.version) == ("A", 7)
+
+
+@pytest.mark.parametrize("version", [0, 2**63, 2**64 - 1])
+def test_what_was_sealed_for_no_version_that_there_can_be_does_not_open(
+    version: int,
+) -> None:
+    text = envelope.generate_master_key()
+    key, data_key = decoder.master_key(text), os.urandom(32)
+    context = decoder.context("A", version)
+    sealed = Sealed(
+        1,
+        decoder.key_id(key),
+        decoder.wrap(key, context, data_key, os.urandom(24)),
+        decoder.seal(data_key, context, b"value", os.urandom(24)),
+    )
+    ring = KeyRing([parse_key(text)])
+    assert not opens(ring, "A", version, sealed)
+    assert not unwraps(ring, "A", version, sealed)
+
+
 # One blob for two keys.
 
 _P = 2**130 - 5
@@ -491,6 +534,7 @@ def test_one_wrap_made_for_two_keys_does_not_open_under_both() -> None:
 def test_parse_says_what_is_wrong_with_a_key_without_showing_it(text: str) -> None:
     problem = MasterKey.parse(text)
     assert isinstance(problem, str)
+    assert problem.startswith("it ")
     assert not text or text not in problem
 
 
@@ -522,6 +566,8 @@ def test_no_repr_str_or_format_shows_a_key_or_a_value() -> None:
     )
     for needle in (text, text[:10], raw.hex(), repr(raw)[2:12], "a value that"):
         assert needle not in shown
+    assert repr(plaintext) == "<Plaintext>"
+    assert repr(KeyRing([key, new_key()])).startswith(f"<KeyRing {key.id} ")
 
 
 @pytest.mark.parametrize("secret", ["key", "ring", "plaintext"])
@@ -543,7 +589,11 @@ def test_appears_in_finds_a_key_in_every_spelling() -> None:
         raw.hex().upper(),
     ):
         assert key.appears_in(f"prefix {spelling} suffix")
+        assert KeyRing([new_key(), key]).any_appears_in(spelling)
     assert not key.appears_in(envelope.generate_master_key())
+    assert not KeyRing([new_key(), key]).any_appears_in(standard[:-3])
+    assert key.id in KeyRing([new_key(), key])
+    assert key.id not in KeyRing([new_key()])
 
 
 def test_a_key_given_twice_is_once_in_the_ring() -> None:
