@@ -205,7 +205,6 @@ async def rotate(
     """
     place = service.vault(datasette)
     ring = place.settings.require_ring()
-    await store.ensure_migrated(place.db)
     report = Rotation(primary=ring.primary.id, dry_run=dry_run)
     work = _Work(place, ring, batch_size, new_data_keys, progress or (lambda _: None))
 
@@ -215,6 +214,7 @@ async def rotate(
     if dry_run or (report.problems and not skip_unopenable):
         return report
 
+    await store.ensure_migrated(place.db)
     for _ in range(_PASSES_MAX):
         finished = await work.change(report)
         report.census = await census(datasette)
