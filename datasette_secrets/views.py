@@ -535,7 +535,7 @@ async def add_page(datasette: Datasette, request: Request) -> Response:
         name = str(sent.first("name") or "").strip()
         if not sent.has_value("secret"):
             raise InvalidSecret("A new secret needs a value")
-        await service.set_secret(
+        version = await service.set_secret(
             datasette,
             name,
             sent.take_value("secret"),
@@ -550,6 +550,8 @@ async def add_page(datasette: Datasette, request: Request) -> Response:
         if _wants_json(request):
             return _json_error(sentence, status)
         return await _add_page(datasette, request, error=sentence, status=status)
+    if _wants_json(request):
+        return _json({"ok": True, "name": name, "version": version})
     datasette.add_message(request, f"Secret {name} added")
     return _redirect(datasette.urls.path(_LIST))
 

@@ -158,6 +158,19 @@ async def test_an_action_that_needs_nothing_takes_an_empty_body(
     assert answer.json() == {"ok": True, "name": "KEY", "version": 1}
 
 
+async def test_a_program_may_add_as_the_page_does(
+    api: Any, datasette: Datasette
+) -> None:
+    sent = {"name": "KEY", "secret": VALUE}
+    assert (await api("/-/add", sent)).json() == {
+        "ok": True,
+        "name": "KEY",
+        "version": 1,
+    }
+    assert_refused(await api("/-/add", sent), 409)
+    assert await get_secret(datasette, "KEY") == VALUE
+
+
 ODD_NAMES = (
     "a/b",
     "a b",

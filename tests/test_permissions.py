@@ -12,6 +12,7 @@ from conftest import MakeDatasette
 from datasette.app import Datasette
 from datasette.resources import TableResource
 from datasette.tokens import TokenRestrictions
+from datasette.utils.asgi import Request
 
 from datasette_secrets import set_secret
 
@@ -319,6 +320,27 @@ async def test_root_cannot_change_the_table_by_sql(
         assert before == await state_of(browsable), sql
     notes = await browsable.get_database("data").execute("select body from notes")
     assert not notes.rows
+
+
+@pytest.mark.parametrize("table", SPELLINGS)
+async def test_a_write_for_a_request_cannot_touch_the_table_whoever_makes_it(
+    browsable: Datasette, table: str
+) -> None:
+    before = await state_of(browsable)
+    db = browsable.get_database("data")
+    # A trigger can be made, and is stopped when it fires.
+    for sql in (sql for sql in WRITE_SQL if "trigger" not in sql):
+        with pytest.raises(sqlite3.DatabaseError, match=r"not authorized|prohibited"):
+            await db.execute_write(sql.format(table=table), request=Request.fake("/"))
+        assert before == await state_of(browsable), sql
+    await db.execute_write("delete from notes", request=Request.fake("/"))
+    [trigger] = (sql for sql in WRITE_SQL if "trigger" in sql)
+    await db.execute_write(trigger.format(table=table), request=Request.fake("/"))
+    with pytest.raises(sqlite3.DatabaseError, match=r"not authorized|prohibited"):
+        await db.execute_write(
+            "insert into notes (body) values ('x')", request=Request.fake("/")
+        )
+    assert await set_secret(browsable, "KEPT", "again") == 2
 
 
 async def test_the_other_tables_of_that_database_stay_open(
