@@ -15,8 +15,10 @@ For plugin authors:
 The package, where a module imports only from those below it:
 
     cli        the commands                      views      the pages and the JSON API
-                                                 display    how they show things
-                                                 body       what a request sent
+    reports    what they say                     display    how they show things
+    shell      Datasette's options, printing     body       what a request sent
+    values     how values come in and go out
+    group      loads the commands when asked
     rotation   re-wrap, verify, count
     service    get, set, delete, roll back, destroy, list; events
     uses       who used a secret when
@@ -46,10 +48,11 @@ from .errors import (
     VersionConflict,
 )
 from .registry import Secret, get_secrets
-from .service import delete_secret, get_secret, restore_secret, set_secret
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+
+    from .service import delete_secret, get_secret, restore_secret, set_secret
 
 __all__ = [
     "CannotOpen",
@@ -68,6 +71,19 @@ __all__ = [
     "restore_secret",
     "set_secret",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """What needs the database, loaded when it is asked for.
+
+        Every `datasette` command loads this package, and most need nothing more of it.
+        """
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import service
+
+        return getattr(service, name)
 
 
 def get_config(datasette: Datasette) -> dict[str, str] | None:
@@ -163,7 +179,7 @@ def jump_items_sql(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
 @hookimpl
 def register_commands(cli: Any) -> None:
     """`datasette secrets …`"""
-    from .cli import secrets
+    from .group import secrets
 
     cli.add_command(secrets)
 

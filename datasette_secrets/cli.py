@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import shell
+from .group import secrets
 from .shell import DatabaseCommand, plain
 
 if TYPE_CHECKING:
@@ -38,19 +39,6 @@ _batch_size = click.option(
     metavar="N",
     help="Change this many versions in one transaction",
 )
-
-
-@click.group()
-def secrets() -> None:
-    """Manage the secrets that plugins use
-
-    Every command but generate-encryption-key opens a database: give it the files and the
-    options that the server is started with. For example, beside
-    "datasette serve -c datasette.yaml --internal internal.db":
-
-    \b
-        datasette secrets status -c datasette.yaml --internal internal.db
-    """
 
 
 # Keys.

@@ -19,7 +19,7 @@ MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py
 LAYERS = [
     {"cli", "views"},
     {"reports"},
-    {"body", "display", "shell", "values"},
+    {"body", "display", "group", "shell", "values"},
     {"rotation"},
     {"service"},
     {"uses"},
