@@ -243,7 +243,7 @@ async def upgrade(
     Every key of the ring is tried, since those rows name none. What opens with none is
     left and named. Names, versions, notes, times, actors and deleted marks stay.
     `dry_run`: only say what would open; the table is not even migrated.
-    `progress` is told how many rows each step has dealt with.
+    `progress` is told how many of those rows each step has dealt with.
 
     Raises NotConfigured, DatabaseUnavailable, and MissingExtra where there is something
     to bring in and `cryptography` is not installed.
@@ -263,8 +263,8 @@ async def upgrade(
             changes = _upgraded(ring, old, report.problems)
             if not dry_run:
                 report.changed += await _replace_legacy(place, ring, changes, lost)
-            if progress:
-                progress(len(rows))
+            if progress and old:
+                progress(len(old))
         if not lost:
             break
     report.problems += [
