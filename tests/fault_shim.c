@@ -1,6 +1,7 @@
 /* Makes the n-th change to a file fail, or kills the process there.
  *
- * Loaded with LD_PRELOAD; armed from Python through ctypes. What counts as a change is a
+ * Loaded with LD_PRELOAD; armed from Python through ctypes, or for a whole program by the
+ * variables FAULT_PREFIX, FAULT_AT and FAULT_MODE. What counts as a change is a
  * call that writes, syncs, truncates or unlinks a file whose path begins with a prefix:
  * a database with its journal, write-ahead log and shared memory. The clock on the wall
  * can be moved as well.
@@ -12,6 +13,7 @@
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
 #include <time.h>
@@ -28,6 +30,12 @@ void fault_arm(const char *path, long n, int how) {
     fail_at = n;
     seen = 0;
     mode = how;
+}
+
+__attribute__((constructor)) static void arm_from_environment(void) {
+    const char *path = getenv("FAULT_PREFIX"), *n = getenv("FAULT_AT");
+    const char *how = getenv("FAULT_MODE");
+    if (path && n && how) fault_arm(path, atol(n), atoi(how));
 }
 
 long fault_seen(void) { return seen; }

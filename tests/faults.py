@@ -51,6 +51,7 @@ NEW_KEY = "bmV3IG1hc3RlciBrZXkgZm9yIHRoZSBmYXVsdCB0ZXM="
 OLD_KEY = "b2xkIG1hc3RlciBrZXkgZm9yIHRoZSBmYXVsdCB0ZXM="
 RING = (NEW_KEY, OLD_KEY)
 FILLER = "f" * 700
+IMPORTED = {f"IMPORTED_{number}": f"imported {number} {FILLER}" for number in range(6)}
 
 Values = dict[tuple[str, int], str | None]
 
@@ -132,6 +133,15 @@ async def upgrade(datasette: Datasette) -> None:
     await rotation.upgrade(datasette, batch_size=2)
 
 
+async def import_(datasette: Datasette) -> None:
+    values = {}
+    for name, value in IMPORTED.items():
+        plaintext = envelope.Plaintext.parse(value)
+        assert isinstance(plaintext, envelope.Plaintext)
+        values[name] = plaintext
+    await service.set_secrets(datasette, values, skip_existing=True)
+
+
 async def careless(datasette: Datasette) -> None:
     """Re-wraps in two transactions: what this program has to find."""
     db = datasette.get_internal_database()
@@ -188,6 +198,13 @@ OPERATIONS = {
     ),
     "roll-back": Operation(
         roll_back, lambda before: {**before, ("SECRET_2", 4): f"value 2.1 {FILLER}"}
+    ),
+    "import": Operation(
+        import_,
+        lambda before: {
+            **before,
+            **{(name, 1): value for name, value in IMPORTED.items()},
+        },
     ),
     "migrate": Operation(migrate, renumbered, from_0x=True, is_whole=False),
     "upgrade": Operation(upgrade, renumbered, from_0x=True, is_whole=False),
@@ -268,7 +285,7 @@ def look(operation: Operation, path: str, before: Values) -> list[str]:
         check(kept <= set(between.values()), "a value was lost")
 
     # The same command again finishes; `set` and `roll-back` make one version each time.
-    makes_versions = len(final) > len(before)
+    makes_versions = operation.run in (set_, roll_back)
     if not makes_versions or len(between) == len(before):
         asyncio.run(run_again())
     check(integrity(path) == "ok", "integrity_check after the second run")

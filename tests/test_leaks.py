@@ -39,7 +39,6 @@ HERE = Path(__file__).parent
 LIMIT = 100_000
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
-SECRETS = ["-m", "datasette", "secrets"]
 
 
 def new_value() -> str:
@@ -190,7 +189,7 @@ class Server:
             )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Hunted:
     """What there was to find, and everything in which it could have been."""
 
@@ -209,6 +208,18 @@ class Hunt:
         self.values = [("environment", server.environment_value)]
         self.data_keys: dict[bytes, None] = {}
         self.statuses: dict[str, int] = {}
+        self.forks = subprocess.Popen(
+            [sys.executable, HERE / "forks.py"],
+            env=server.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def stop(self) -> None:
+        self.server.stop()
+        self.forks.communicate()
 
     def value(self, door: str) -> str:
         value = new_value()
@@ -225,19 +236,45 @@ class Hunt:
         self.statuses[label] = status
         self.evidence.add(f"response to {label}", answer)
 
-    def run(self, label: str, *arguments: str, stdin: str = "") -> int:
-        """Run a command of `datasette secrets`; while it waits, look at its process."""
+    def run(self, label: str, *arguments: str, stdin: str = "", **more: str) -> None:
+        """Run a command of `datasette secrets`."""
+        job = {
+            "arguments": ["secrets", *arguments, *self.server.options],
+            "stdin": stdin,
+            "environment": more,
+        }
+        assert self.forks.stdin is not None
+        assert self.forks.stdout is not None
+        self.forks.stdin.write(json.dumps(job) + "\n")
+        self.forks.stdin.flush()
+        done = json.loads(self.forks.stdout.readline())
+        self.evidence.add(f"stdout of {label}", done["stdout"])
+        self.evidence.add(f"stderr of {label}", done["stderr"])
+        self.statuses[label] = done["status"]
+
+    def run_alone(self, label: str, *arguments: str, stdin: str = "") -> None:
+        """The same in a process of its own, which is looked at while it waits for stdin."""
         process = subprocess.Popen(
-            [sys.executable, *SECRETS, *arguments],
+            [
+                *(sys.executable, "-m", "datasette", "secrets"),
+                *arguments,
+                *self.server.options,
+            ],
             env=self.server.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        self.evidence.add(f"process of {label}", self.server.command_line(process.pid))
         out, err = process.communicate(stdin.encode())
-        self.evidence.add(f"stdout of {label}", out)
-        self.evidence.add(f"stderr of {label}", err)
-        return process.returncode
+        self.evidence.add(f"output of {label}", out + err)
+        self.statuses[label] = process.returncode
+
+    def bad_key(self) -> str:
+        """A master key with a space in it."""
+        key = envelope.generate_master_key()
+        self.values.append(("malformed key", key[21:]))
+        return f"{key[:20]} {key[21:]}"
 
     def keep_data_keys(self) -> None:
         for row in decoder.rows(self.server.internal):
@@ -481,6 +518,48 @@ def change_everything(hunt: Hunt) -> None:
     hunt.ask("form, rotate", "POST", "/-/secrets/-/rotate", "", FORM)
 
 
+def use_the_shell(hunt: Hunt) -> None:
+    """Beside the running server: rightly, wrongly, and with keys that are malformed."""
+    run, inputs = hunt.run, hunt.server.inputs
+    env_file, value_file = str(inputs / "values.env"), str(inputs / "value")
+    Path(value_file).write_text(hunt.value("value file") + "\n")
+    Path(env_file).write_text(
+        f"IMPORTED='{hunt.value('import')}'\nexport QUOTED=\"{hunt.value('quoted')}\"\n"
+    )
+    hunt.run_alone("shell, set", "set", "SHELL", stdin=hunt.value("shell") + "\n")
+    run("shell, value file", "set", "SHELL", "--value-file", value_file)
+    run("shell, import", "import", env_file)
+    for line in (
+        "NAME {}",
+        "1BAD='{}'",
+        "A='{}",
+        "ENCRYPTION_KEY='{}'",
+        "{}",
+        "A='{}\0'",
+    ):
+        run(
+            f"shell, import of {line!r}",
+            "import",
+            "-",
+            stdin=line.format(hunt.value(f"import of {line!r}")),
+        )
+    for key in hunt.server.keys[:2]:
+        run(f"shell, import of key {key}"[:22], "import", "-", stdin=f"A={key}")
+    run("shell, a value as an argument", "set", "SHELL", hunt.value("argument")[:-3])
+    run("shell, a value as a name", "set", "sk-" + hunt.value("name")[:-3])
+    run("shell, a value to get", "get", "SHELL", hunt.value("argument to get")[:-3])
+    run("shell, NUL", "set", "SHELL", stdin=hunt.value("NUL in a shell") + "\0")
+    stale = ("set", "SHELL", "--expected-version", "99")
+    run("shell, stale", *stale, stdin=hunt.value("stale in a shell"))
+    for command in (("list",), ("history", "SHELL"), ("status",), ("verify",)):
+        run(f"shell, {command[0]}", *command, "--json")
+    run("shell, destroy", "destroy", "SHELL", "--version", "1", "--yes")
+    hunt.keep_data_keys()
+    run("shell, rotate", "rotate-key", "--new-data-keys")
+    bad = hunt.bad_key()
+    run("shell, bad key", "status", HUNTED_KEY=bad)
+
+
 def break_rows(hunt: Hunt) -> None:
     """Rows that do not open, and plugins that let the error out."""
     for name, error in (
@@ -553,6 +632,7 @@ def hunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hunted]:
         use_every_door_wrongly(hunt)
         look_at_every_page(hunt, "before")
         change_everything(hunt)
+        use_the_shell(hunt)
         hunt.keep_data_keys()
         break_rows(hunt)
         look_at_every_page(hunt, "after")
@@ -563,7 +643,7 @@ def hunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hunted]:
         hunt.evidence.add_files(server.databases)  # with a write-ahead log
         hunt.ask("dump", "GET", "/-/dump")
     finally:
-        server.stop()
+        hunt.stop()
     hunt.evidence.add("output of the server", "".join(server.written))
     for folder in (server.databases, server.temporary, server.watching):
         hunt.evidence.add_files(folder)
@@ -615,6 +695,9 @@ def test_the_hunt_went_where_it_says(hunted: Hunted) -> None:
     assert statuses["cut short"] == statuses["a NUL"] == 400
     assert statuses["nobody"] == statuses["another site"] == 403
     assert statuses["use DAMAGED"] == 500
+    done = [label for label in statuses if label.startswith("shell, ")]
+    assert {statuses[f"shell, {each}"] for each in ("set", "import", "rotate")} == {0}
+    assert sum(statuses[label] != 0 for label in done) > 10
     assert statuses["a stale version"] == statuses["form, stale"] == 409
     assert hunted.evidence.size > 1_000_000
     stored = [label for label, _ in hunted.values]
