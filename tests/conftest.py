@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from console import Console
 from datasette.app import Datasette
 
 from datasette_secrets import envelope
@@ -80,6 +81,12 @@ async def datasette(make_datasette: MakeDatasette, master_key: str) -> Datasette
 def admin(datasette: Datasette) -> dict[str, str]:
     """The cookies of root, who may manage secrets."""
     return {"ds_actor": datasette.client.actor_cookie({"id": "root"})}
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> Console:
+    """An operator's folder, with one master key and no database yet."""
+    return Console(tmp_path)
 
 
 @pytest.fixture(scope="session")
