@@ -114,16 +114,16 @@ def test_the_decoder_opens_every_frozen_vector_step_by_step(number: int) -> None
     assert value == case["value"].encode("utf-8")
 
 
-@given(name=names, version=versions, value=values)
 @settings(max_examples=100, deadline=None)
+@given(name=names, version=versions, value=values)
 def test_open_returns_what_was_sealed(name: str, version: int, value: str) -> None:
     ring = KeyRing([new_key()])
     sealed = parse_value(value).seal(ring.primary, name, version)
     assert envelope.open(ring, name, version, sealed) == value
 
 
-@given(name=names, version=versions, value=values)
 @settings(max_examples=60, deadline=None)
+@given(name=names, version=versions, value=values)
 def test_the_decoder_opens_what_the_package_sealed(
     name: str, version: int, value: str
 ) -> None:
@@ -139,13 +139,13 @@ def test_the_decoder_opens_what_the_package_sealed(
     assert opened.value == value.encode("utf-8")
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     name=names,
     version=versions,
     value=values,
     data_key=st.binary(min_size=32, max_size=32),
 )
-@settings(max_examples=60, deadline=None)
 def test_the_package_opens_what_the_decoder_sealed(
     name: str, version: int, value: str, data_key: bytes
 ) -> None:
@@ -168,12 +168,12 @@ def test_values_of_every_size_around_a_block_survive(size: int) -> None:
     assert envelope.open(ring, "A", 1, sealed) == "v" * size
 
 
+@settings(max_examples=100, deadline=None)
 @given(
     value=st.text(
         st.characters(codec="ascii", exclude_characters="\0"), min_size=1, max_size=600
     )
 )
-@settings(max_examples=100, deadline=None)
 def test_encrypted_says_the_length_only_to_256_bytes(value: str) -> None:
     sealed = parse_value(value).seal(new_key(), "A", 1)
     assert sealed.encrypted is not None
@@ -293,8 +293,8 @@ def test_unwrap_rejects_every_single_bit_flip(
         )
 
 
-@given(name=names, version=versions, other=names, number=versions)
 @settings(max_examples=100, deadline=None)
+@given(name=names, version=versions, other=names, number=versions)
 def test_open_rejects_a_row_moved_to_another_name_or_version(
     name: str, version: int, other: str, number: int
 ) -> None:
