@@ -9,7 +9,7 @@ PY      := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-dependents test-matrix lint check screenshots dist clean
+.PHONY: help run demo test test-dependents test-matrix campaign mutants lint check screenshots dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,6 +28,12 @@ test-dependents: $(VENV)/.test  ## test beside the plugins that depend on this o
 
 test-matrix: $(VENV)/.test  ## the suite on each Python and the oldest and newest of what it needs
 	$(PY) scripts/matrix.py $(ARGS)
+
+campaign: $(VENV)/.test  ## try for half an hour what the suite tries for seconds (Linux, cc)
+	$(PY) scripts/campaign.py $(ARGS)
+
+mutants: $(VENV)/.mutants  ## change the code in small ways, and see that a test notices
+	$(PY) scripts/mutants.py $(ARGS)
 
 check: lint  ## the same as lint
 
@@ -55,6 +61,6 @@ $(VENV)/.base: pyproject.toml | $(PY)
 	$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.lint $(VENV)/.dist: $(VENV)/.%: pyproject.toml | $(PY)
+$(VENV)/.test $(VENV)/.mutants $(VENV)/.lint $(VENV)/.dist: $(VENV)/.%: pyproject.toml | $(PY)
 	$(INSTALL) --editable '.[$*]'
 	@touch $@
