@@ -19,9 +19,9 @@ The package, where a module imports only from those below it:
     shell      Datasette's options, printing     body       what a request sent
     values     how values come in and go out
     group      loads the commands when asked
-    rotation   re-wrap, verify, count
-    service    get, set, delete, roll back, destroy, list; events
-    uses       who used a secret when
+    rotation   re-wrap, verify, count            guard      checks at start, locks the table
+    service    get, set, delete, roll back, destroy, list
+    events     what is announced                 uses       who used a secret when
     registry   Secret and its hook               config     settings
     store      every SQL statement
     envelope   keys and the envelope: all of the cryptography
@@ -101,7 +101,7 @@ def get_config(datasette: Datasette) -> dict[str, str] | None:
 @hookimpl
 def startup(datasette: Datasette) -> Any:
     """Check the settings, and bring the table to this version's shape."""
-    from .service import start
+    from .guard import start
 
     return start(datasette)
 
@@ -125,7 +125,7 @@ def register_actions() -> Any:
 @hookimpl
 def permission_resources_sql(datasette: Datasette, action: str) -> Any:
     """Lock the table of secrets in a database that can be browsed."""
-    from .service import table_lock
+    from .guard import table_lock
 
     return table_lock(datasette, action)
 
@@ -133,7 +133,7 @@ def permission_resources_sql(datasette: Datasette, action: str) -> Any:
 @hookimpl
 def write_wrapper(datasette: Datasette, database: str, request: Any) -> Any:
     """The same for writes that Datasette makes without asking about the table."""
-    from .service import write_lock
+    from .guard import write_lock
 
     return write_lock(datasette, database, request)
 
@@ -141,7 +141,7 @@ def write_wrapper(datasette: Datasette, database: str, request: Any) -> Any:
 @hookimpl
 def register_events() -> Any:
     """An event for every change."""
-    from .service import EVENTS
+    from .events import EVENTS
 
     return EVENTS
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .envelope import KeyRing, MasterKey
 from .errors import InvalidMasterKey, NotConfigured, SecretsError
@@ -21,8 +20,7 @@ HOW_TO_MAKE_A_KEY = "make one with 'datasette secrets generate-encryption-key'"
 _ALWAYS_RESERVED = frozenset({"ENCRYPTION_KEY", "OLD_ENCRYPTION_KEY"})
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """How this instance keeps its secrets.
 
     `ring`: the master keys, None while the plugin is not configured.

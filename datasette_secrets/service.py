@@ -7,26 +7,22 @@ for something that can: with `rich` installed, Datasette prints locals.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from datasette.events import Event
-from datasette.permissions import PermissionSQL
-from datasette.resources import DatabaseResource, TableResource
-from datasette.utils import StartupError
-
-from . import config, envelope, registry, store
-from .errors import DatabaseUnavailable, InvalidSecret, NeedsUpgrade, SecretsError
+from . import config, envelope, events, registry, store
+from .errors import InvalidSecret, NeedsUpgrade
 from .uses import UseRecorder
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.database import Database
+    from datasette.events import Event
+
+TrackEvent = Callable[["Event"], None]
 
 NAME_MAX_CHARACTERS = 128
 NOTE_MAX_CHARACTERS = 100
@@ -152,7 +148,7 @@ async def set_secret(
     def seal(version: int) -> envelope.Sealed:
         return plaintext.seal(primary, name, version)
 
-    def insert_secret_version(conn: Any, track_event: Callable[[Event], None]) -> int:
+    def insert_secret_version(conn: Any, track_event: TrackEvent) -> int:
         version = store.insert_version(
             conn,
             name,
@@ -162,7 +158,9 @@ async def set_secret(
             now=now(),
             expected_version=expected_version,
         )
-        _announce(datasette, track_event, SetSecret(_actor(actor_id), name, version))
+        _announce(
+            datasette, track_event, events.SetSecret(_actor(actor_id), name, version)
+        )
         return version
 
     return await store.write(place.db, insert_secret_version)
@@ -209,7 +207,7 @@ async def set_secrets(
         return lambda version: values[name].seal(primary, name, version)
 
     def insert_secret_versions(
-        conn: Any, track_event: Callable[[Event], None]
+        conn: Any, track_event: TrackEvent
     ) -> dict[str, int | None]:
         stored: dict[str, int | None] = {}
         for name in values:
@@ -224,8 +222,11 @@ async def set_secrets(
                 actor_id=_id(actor_id),
                 now=now(),
             )
-            event = SetSecret(_actor(actor_id), name, version)
-            _announce(datasette, track_event, event)
+            _announce(
+                datasette,
+                track_event,
+                events.SetSecret(_actor(actor_id), name, version),
+            )
         return stored
 
     return await store.write(place.db, insert_secret_versions)
@@ -282,7 +283,7 @@ async def delete_secret(
     place = vault(datasette)
     await store.ensure_migrated(place.db)
 
-    def delete_secret_version(conn: Any, track_event: Callable[[Event], None]) -> int:
+    def delete_secret_version(conn: Any, track_event: TrackEvent) -> int:
         version, changed = store.mark_deleted(
             conn,
             name,
@@ -291,8 +292,11 @@ async def delete_secret(
             expected_version=expected_version,
         )
         if changed:
-            event = DeleteSecret(_actor(actor_id), name, version)
-            _announce(datasette, track_event, event)
+            _announce(
+                datasette,
+                track_event,
+                events.DeleteSecret(_actor(actor_id), name, version),
+            )
         return version
 
     return await store.write(place.db, delete_secret_version)
@@ -313,13 +317,16 @@ async def restore_secret(
     place = vault(datasette)
     await store.ensure_migrated(place.db)
 
-    def restore_secret_version(conn: Any, track_event: Callable[[Event], None]) -> int:
+    def restore_secret_version(conn: Any, track_event: TrackEvent) -> int:
         version, changed = store.clear_deleted(
             conn, name, expected_version=expected_version
         )
         if changed:
-            event = RestoreSecret(_actor(actor_id), name, version)
-            _announce(datasette, track_event, event)
+            _announce(
+                datasette,
+                track_event,
+                events.RestoreSecret(_actor(actor_id), name, version),
+            )
         return version
 
     return await store.write(place.db, restore_secret_version)
@@ -342,7 +349,7 @@ async def roll_back(
     ring = place.settings.require_ring()
     await store.ensure_migrated(place.db)
 
-    def roll_back_secret(conn: Any, track_event: Callable[[Event], None]) -> int:
+    def roll_back_secret(conn: Any, track_event: TrackEvent) -> int:
         row = store.find_version(conn, name, version)
         if row.is_legacy:
             raise NeedsUpgrade(name, version)
@@ -355,8 +362,11 @@ async def roll_back(
             now=now(),
             expected_version=expected_version,
         )
-        event = SetSecret(_actor(actor_id), name, new_version)
-        _announce(datasette, track_event, event)
+        _announce(
+            datasette,
+            track_event,
+            events.SetSecret(_actor(actor_id), name, new_version),
+        )
         return new_version
 
     return await store.write(place.db, roll_back_secret)
@@ -378,11 +388,14 @@ async def destroy_versions(
     place = vault(datasette)
     await store.ensure_migrated(place.db)
 
-    def destroy_secret_versions(conn: Any, track_event: Callable[[Event], None]) -> int:
+    def destroy_secret_versions(conn: Any, track_event: TrackEvent) -> int:
         destroyed = store.destroy(conn, name, versions)
         if destroyed:
-            event = DestroySecret(_actor(actor_id), name, list(versions))
-            _announce(datasette, track_event, event)
+            _announce(
+                datasette,
+                track_event,
+                events.DestroySecret(_actor(actor_id), name, list(versions)),
+            )
         return destroyed
 
     destroyed = await store.write(place.db, destroy_secret_versions)
@@ -408,7 +421,7 @@ async def clean_up(place: Vault, *, vacuum: bool = False) -> store.CleanUp:
             "old ciphertext remains in the write-ahead log, which another process "
             "holds: run 'datasette secrets rotate-key' again when that has finished"
         )
-    return dataclasses.replace(done, remains="; ".join(remains) or None)
+    return done._replace(remains="; ".join(remains) or None)
 
 
 # What there is, all of it known without opening anything.
@@ -425,8 +438,7 @@ STATES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """A secret as the list shows it.
 
     `state`: one of STATES. `registered`: what the plugin says that waits for it, if one
@@ -564,9 +576,8 @@ async def announce_rotation(
 ) -> None:
     """Send the event of a rotation."""
     if hasattr(datasette, "event_classes"):
-        await datasette.track_event(
-            RotateEncryptionKey(_actor(actor_id), key_id, versions)
-        )
+        event = events.RotateEncryptionKey(_actor(actor_id), key_id, versions)
+        await datasette.track_event(event)
 
 
 async def announce_upgrade(
@@ -574,41 +585,7 @@ async def announce_upgrade(
 ) -> None:
     """Send the event of an upgrade."""
     if hasattr(datasette, "event_classes"):
-        await datasette.track_event(UpgradeSecrets(_actor(actor_id), versions))
-
-
-async def start(datasette: Datasette) -> None:
-    """Check the settings and migrate the table.
-
-    Raises Datasette's StartupError, with one sentence, for settings that cannot be used.
-    What is merely unfortunate is said on stderr.
-    """
-    try:
-        place = vault(datasette)
-    except SecretsError as error:
-        raise StartupError(str(error)) from None
-    if place.settings.ring is None:
-        _warn(place.settings.missing)
-    elif place.db.is_mutable:
-        try:
-            await store.ensure_migrated(place.db)
-        except DatabaseUnavailable as error:
-            _warn(f"{error}; secrets can be read, and not changed")
-    else:
-        _warn("the database of the secrets is immutable: they can be read, not changed")
-    counts = await store.key_counts(place.db)
-    legacy = sum(count.versions for count in counts if count.is_legacy)
-    if legacy:
-        _warn(
-            f"{legacy} versions were stored by datasette-secrets 0.x and do not open "
-            "until they are brought in: run 'datasette secrets upgrade'"
-        )
-    for warning in await exposure(datasette):
-        _warn(warning)
-
-
-def _warn(sentence: str) -> None:
-    print(f"{config.PLUGIN}: {sentence}", file=sys.stderr)
+        await datasette.track_event(events.UpgradeSecrets(_actor(actor_id), versions))
 
 
 async def stop(datasette: Datasette) -> None:
@@ -616,89 +593,6 @@ async def stop(datasette: Datasette) -> None:
     known: Vault | None = getattr(datasette, _VAULT, None)
     if known is not None:
         await known.uses.flush()
-
-
-def table_lock(datasette: Datasette, action: str) -> PermissionSQL | None:
-    """A rule that nobody, root included, may do `action` to the table of secrets.
-
-    It covers every action on tables, of other plugins too, in the database that the
-    configuration names. The internal database needs none: it has no table pages.
-    """
-    name = config.database_name(datasette)
-    known = datasette.actions.get(action)
-    if (
-        name is None
-        or known is None
-        or known.resource_class is None
-        or not issubclass(known.resource_class, TableResource)
-    ):
-        return None
-    return PermissionSQL(
-        sql=(
-            "select :datasette_secrets_database as parent, 'datasette_secrets' as child, "
-            "0 as allow, 'only datasette-secrets touches this table' as reason"
-        ),
-        params={"datasette_secrets_database": name},
-    )
-
-
-def write_lock(datasette: Datasette, database: str, request: object) -> Any:
-    """A wrapper of Datasette's own writes that keeps them away from the table of secrets.
-
-    `table_lock` forbids them already; but before Datasette 1.0a39 its API to create a
-    table asks for permissions on the database alone, and then inserts into one that is
-    there. The writes of this plugin come with no request.
-    """
-    if request is None or database != config.database_name(datasette):
-        return None
-
-    def out_of_reach(conn: Any) -> Any:
-        with store.table_out_of_reach(conn):
-            yield
-
-    return out_of_reach
-
-
-async def exposure(datasette: Datasette) -> list[str]:
-    """Warnings about who can read the rows of a named database by SQL, or download it."""
-    place = vault(datasette)
-    name = place.settings.database
-    if name is None:
-        return []
-    resource = DatabaseResource(name)
-    warnings = []
-    actions = [("execute-sql", "run SQL in")]
-    # Datasette offers a file for download only while nothing can write to it.
-    if not place.db.is_mutable and datasette.setting("allow_download"):
-        actions.append(("view-database-download", "download"))
-    for action, can in actions:
-        for who, actor in (
-            ("anyone, without signing in,", None),
-            ("anyone who is signed in", {"id": "datasette-secrets:nobody"}),
-        ):
-            if await datasette.allowed(action=action, resource=resource, actor=actor):
-                warnings.append(
-                    f"{who} can {can} the database '{name}', and so see names, notes, "
-                    "times, actors and ciphertext of the secrets: leave 'database' out, "
-                    f"or restrict '{action}' there"
-                )
-                break
-    return warnings
-
-
-def why_read_only(place: Vault) -> str:
-    """Why the database cannot be changed, in one sentence; empty while it can."""
-    path = place.db.path
-    if not place.db.is_mutable:
-        return (
-            "The database of the secrets is immutable: they can be read, not changed."
-        )
-    if path and not os.access(path, os.W_OK):
-        return (
-            "The file of the database cannot be written by this server: secrets can be "
-            "read, not changed. Correct the permissions of the file and its folder."
-        )
-    return ""
 
 
 async def is_registered(datasette: Datasette, name: str) -> bool:
@@ -752,127 +646,7 @@ def _actor(actor_id: object) -> dict[str, str] | None:
     return {"id": str(actor_id)} if actor_id else None
 
 
-# Events. None carries a value.
-
-
-@dataclasses.dataclass
-class SetSecret(Event):
-    """
-    Event name: ``set-secret``
-
-    A new version of a secret was stored.
-
-    :ivar secret: The name of the secret.
-    :type secret: str
-    :ivar version: The number of the new version.
-    :type version: int
-    """
-
-    name: ClassVar[str] = "set-secret"
-    secret: str
-    version: int
-
-
-@dataclasses.dataclass
-class DeleteSecret(Event):
-    """
-    Event name: ``delete-secret``
-
-    A secret was deleted: its newest version was marked.
-
-    :ivar secret: The name of the secret.
-    :type secret: str
-    :ivar version: The number of the version that was marked.
-    :type version: int
-    """
-
-    name: ClassVar[str] = "delete-secret"
-    secret: str
-    version: int
-
-
-@dataclasses.dataclass
-class RestoreSecret(Event):
-    """
-    Event name: ``restore-secret``
-
-    A deleted secret was restored.
-
-    :ivar secret: The name of the secret.
-    :type secret: str
-    :ivar version: The number of the version that counts again.
-    :type version: int
-    """
-
-    name: ClassVar[str] = "restore-secret"
-    secret: str
-    version: int
-
-
-@dataclasses.dataclass
-class DestroySecret(Event):
-    """
-    Event name: ``destroy-secret``
-
-    The values of some versions of a secret were destroyed.
-
-    :ivar secret: The name of the secret.
-    :type secret: str
-    :ivar versions: The numbers of those versions.
-    :type versions: list
-    """
-
-    name: ClassVar[str] = "destroy-secret"
-    secret: str
-    versions: list[object]
-
-
-@dataclasses.dataclass
-class RotateEncryptionKey(Event):
-    """
-    Event name: ``rotate-encryption-key``
-
-    Versions were re-wrapped with the primary master key.
-
-    :ivar key_id: The id of that key.
-    :type key_id: str
-    :ivar versions: How many versions were re-wrapped.
-    :type versions: int
-    """
-
-    name: ClassVar[str] = "rotate-encryption-key"
-    key_id: str
-    versions: int
-
-
-@dataclasses.dataclass
-class UpgradeSecrets(Event):
-    """
-    Event name: ``upgrade-secrets``
-
-    Versions that datasette-secrets 0.x stored were re-sealed.
-
-    :ivar versions: How many versions were re-sealed.
-    :type versions: int
-    """
-
-    name: ClassVar[str] = "upgrade-secrets"
-    versions: int
-
-
-EVENTS = (
-    SetSecret,
-    DeleteSecret,
-    RestoreSecret,
-    DestroySecret,
-    RotateEncryptionKey,
-    UpgradeSecrets,
-)
-
-
-def _announce(
-    datasette: Datasette, track_event: Callable[[Event], None], event: Event
-) -> None:
+def _announce(datasette: Datasette, track_event: TrackEvent, event: Event) -> None:
     """Queue the event for after the commit. The shell starts no plugins, so has none."""
     if hasattr(datasette, "event_classes"):
         track_event(event)

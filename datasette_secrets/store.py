@@ -18,7 +18,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -63,8 +62,7 @@ class Row(NamedTuple):
         return self.envelope_version is None and self.wrapped_key is None
 
 
-@dataclass(frozen=True)
-class Version:
+class Version(NamedTuple):
     """What is known of a version without opening it. Times are UTC, actors are ids."""
 
     id: int
@@ -88,8 +86,7 @@ class Version:
         return self.deleted_at is not None
 
 
-@dataclass(frozen=True)
-class KeyCount:
+class KeyCount(NamedTuple):
     """How many versions name one master key. `is_legacy`: those that 0.x wrote."""
 
     key_id: str
@@ -97,8 +94,7 @@ class KeyCount:
     is_legacy: bool
 
 
-@dataclass(frozen=True)
-class CleanUp:
+class CleanUp(NamedTuple):
     """What a clean-up could do.
 
     `remains` says what may be left in the files, if anything; `failed`: because something
@@ -1071,12 +1067,11 @@ def file_bytes(db: Database) -> int:
 # Uses.
 
 
-@dataclass
-class Recorded:
+class Recorded(NamedTuple):
     """What became of some uses: written, or to be tried again, or never to be."""
 
     written: bool
-    try_again: bool = field(default=False)
+    try_again: bool = False
 
 
 async def record_uses(db: Database, uses: list[Use], now: str) -> Recorded:

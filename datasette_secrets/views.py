@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlencode
 from datasette.utils import await_me_maybe, tilde_decode
 from datasette.utils.asgi import Request, Response
 
-from . import body, config, display, rotation, service, store
+from . import body, config, display, guard, rotation, service, store
 from .body import Body
 from .errors import (
     CannotOpen,
@@ -363,7 +363,7 @@ async def _warnings(
             "stops. Start Datasette with --internal and the path of a file, such as "
             "--internal internal.db."
         )
-    if reason := service.why_read_only(place):
+    if reason := guard.why_read_only(place):
         warnings.append(reason)
     if place.settings.ring is not None:
         for key_id in census.missing:
@@ -375,7 +375,7 @@ async def _warnings(
             )
     return warnings + [
         f"{warning[0].upper()}{warning[1:]}."
-        for warning in await service.exposure(datasette)
+        for warning in await guard.exposure(datasette)
     ]
 
 
@@ -483,7 +483,7 @@ async def _secret_page(
             "expected_version": _expected(history),
             "note_max": service.NOTE_MAX_CHARACTERS,
             "missing_configuration": place.settings.missing,
-            "read_only": service.why_read_only(place),
+            "read_only": guard.why_read_only(place),
             "can_destroy": any(not version.is_destroyed for version in history),
             "upgrade_url": datasette.urls.path(f"{_LIST}/-/upgrade"),
             "error": error,
@@ -568,7 +568,7 @@ async def _add_page(
             "name_max": service.NAME_MAX_CHARACTERS,
             "note_max": service.NOTE_MAX_CHARACTERS,
             "missing_configuration": place.settings.missing,
-            "read_only": service.why_read_only(place),
+            "read_only": guard.why_read_only(place),
             "error": error,
         },
         status=status,
@@ -783,7 +783,7 @@ async def _confirmation(
             "action_url": display.secret_url(datasette, name, action),
             "expected_version": _expected(history),
             "missing_configuration": place.settings.missing,
-            "read_only": service.why_read_only(place),
+            "read_only": guard.why_read_only(place),
             "error": error,
         },
         status=status,
@@ -916,7 +916,7 @@ async def _rotate_page(
     touched: list[store.Version] = []
     problems: list[rotation.Problem] = []
     if to_rewrap and not is_large:
-        if not service.why_read_only(place):
+        if not guard.why_read_only(place):
             problems = (await rotation.rotate(datasette, dry_run=True)).problems
         stuck = {(problem.name, problem.version) for problem in problems}
         touched = [
@@ -937,7 +937,7 @@ async def _rotate_page(
             "problems": problems,
             "is_large": is_large,
             "versions_max": VERSIONS_MAX,
-            "read_only": service.why_read_only(place),
+            "read_only": guard.why_read_only(place),
             "action_url": datasette.urls.path(f"{_LIST}/-/rotate"),
             "upgrade_url": datasette.urls.path(f"{_LIST}/-/upgrade"),
             "error": error,
@@ -973,7 +973,7 @@ async def _upgrade_page(
             "lacking": lacking,
             "is_large": is_large,
             "versions_max": VERSIONS_MAX,
-            "read_only": service.why_read_only(place),
+            "read_only": guard.why_read_only(place),
             "action_url": datasette.urls.path(f"{_LIST}/-/upgrade"),
             "error": error,
         },
