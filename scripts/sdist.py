@@ -11,5 +11,6 @@ class CompleteSdist(sdist):
         self.filelist.include("Makefile")
         for folder in ("tests", "scripts", ".github"):
             self.filelist.graft(folder)
+        self.filelist.prune(".github/screenshots")
         self.filelist.global_exclude("*.py[cod]")
         super().make_distribution()
