@@ -81,7 +81,7 @@ class DatabaseCommand(click.Command):
             self._serve_options = frozenset(str(param.name) for param in copied)
         return super().get_params(ctx)
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> None:
         options = {
             name: ctx.params.pop(name)
             for name in self._serve_options or ()
@@ -91,8 +91,8 @@ class DatabaseCommand(click.Command):
         try:
             datasette = self._build(ctx, options)
             with _closing(datasette) as loop:
-                _require_place(datasette)
-                return loop.run_until_complete(run(datasette, **ctx.params))
+                loop.run_until_complete(_require_place(datasette))
+                loop.run_until_complete(run(datasette, **ctx.params))
         except KeyboardInterrupt:
             if sys.stderr.isatty():
                 click.echo(err=True)
@@ -171,17 +171,18 @@ def _check_internal(path: str | None, create: bool) -> None:
         raise Misuse(f"The folder of --internal {plain(path)} does not exist")
 
 
-def _require_place(datasette: Datasette) -> None:
-    """Refuse settings that cannot be used, and a database that does not last."""
-    from . import service, store
-    from .errors import SecretsError
+async def _require_place(datasette: Datasette) -> None:
+    """Refuse settings that cannot be used, and a database that does not last.
 
-    try:
-        place = service.vault(datasette)
-    except SecretsError as error:
-        raise click.ClickException(plain(str(error))) from None
+    One that cannot be read is refused here, too: at the first write, Datasette would
+    print a line of its own about it.
+    """
+    from . import service, store
+
+    place = service.vault(datasette)
     if store.is_temporary(place.db):
         _refuse_temporary()
+    await store.journal_mode(place.db)
 
 
 def _refuse_temporary() -> NoReturn:
