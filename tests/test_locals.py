@@ -215,8 +215,8 @@ async def test_setting_a_value_that_is_refused(
     scene: Scene, options: dict[str, Any], kind: type[SecretsError]
 ) -> None:
     secret = new_secret()
-    name = options.pop("name", "A")
-    error = await error_of(lambda: set_secret(scene.datasette, name, secret, **options))
+    call = {"name": "A", "value": secret, **options}
+    error = await error_of(lambda: set_secret(scene.datasette, **call))
     assert type(error) is kind
     assert leaks(error, secret, *scene.hidden) == []
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import decoder
+from click.testing import CliRunner, Result
+from datasette.cli import cli
 from faults import datasette_on
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -215,6 +217,92 @@ class Secrets(RuleBasedStateMachine):
             self.run(call)
             self.model[name].note = note
 
+    # The same by the commands, each with an instance of its own on the same file.
+
+    def command(self, *arguments: str, stdin: str = "") -> Result:
+        result = CliRunner().invoke(
+            cli,
+            ["secrets", *arguments, "--internal", self.path, "--create"],
+            input=stdin,
+            env={"DATASETTE_SECRETS_ENCRYPTION_KEY": ",".join(self.keys)},
+        )
+        assert result.exit_code in (0, 1), arguments
+        return result
+
+    @rule(name=names, value=values.filter(lambda value: not value.endswith("\r")))
+    def command_set(self, name: str, value: str) -> None:
+        assert self.command("set", name, stdin=f"{value}\n").exit_code == 0
+        self.model[name].add(value)
+
+    @rule(name=names)
+    def command_get(self, name: str) -> None:
+        model = self.model[name]
+        before = service.now()
+        result = self.command("get", name, "--actor", "ann")
+        if model.value is None:
+            assert (result.exit_code, result.stdout) == (1, "")
+        else:
+            assert (result.stdout_bytes.decode() == model.value + "\n") is True
+            model.uses.append((before, service.now(), "ann"))
+
+    @rule(name=names, version=st.integers(1, 9))
+    def command_get_version(self, name: str, version: int) -> None:
+        model = self.model[name]
+        before = service.now()
+        result = self.command("get", name, "--version", str(version), "--actor", "bob")
+        if not model.has(version):
+            assert (result.exit_code, result.stdout) == (1, "")
+        else:
+            value = model.values[version - 1]
+            assert (result.stdout_bytes.decode() == value + "\n") is True
+            if version == model.newest:
+                model.uses.append((before, service.now(), "bob"))
+
+    @rule(name=names)
+    def command_delete(self, name: str) -> None:
+        model = self.model[name]
+        done = self.command("delete", name, "--yes").exit_code == 0
+        assert done == bool(model.values)
+        model.is_deleted = model.is_deleted or done
+
+    @rule(name=names)
+    def command_restore(self, name: str) -> None:
+        model = self.model[name]
+        done = self.command("restore", name, "--yes").exit_code == 0
+        assert done == model.has(model.newest)
+        model.is_deleted = model.is_deleted and not done
+
+    @rule(name=names, version=st.integers(1, 9))
+    def command_roll_back(self, name: str, version: int) -> None:
+        model = self.model[name]
+        done = self.command("rollback", name, str(version), "--yes").exit_code == 0
+        assert done == model.has(version)
+        if done:
+            model.add(model.values[version - 1])
+
+    @rule(name=names)
+    def command_destroy_all_but_newest(self, name: str) -> None:
+        model = self.model[name]
+        result = self.command("destroy", name, "--all-but-newest", "--yes")
+        assert (result.exit_code == 0) == bool(model.values)
+        model.destroyed |= set(range(1, model.newest))
+
+    @rule(
+        values=st.dictionaries(names, st.from_regex(r"[ -&(-~]{1,40}", fullmatch=True))
+    )
+    def command_import(self, values: dict[str, str]) -> None:
+        lines = "".join(f"{name}='{value}'\n" for name, value in values.items())
+        literal = lines.replace("\\", "\\\\")
+        assert self.command("import", "-", stdin=literal).exit_code == 0
+        for name, value in values.items():
+            self.model[name].add(value)
+
+    @rule(options=st.sampled_from([[], ["--new-data-keys"], ["--batch-size", "1"]]))
+    def command_rotate(self, options: list[str]) -> None:
+        result = self.command("rotate-key", *options)
+        has_rows = any(model.values for model in self.model.values())
+        assert (result.exit_code == 0) == has_rows
+
     # What nobody who reads a secret may notice.
 
     @rule()
@@ -289,7 +377,7 @@ class Secrets(RuleBasedStateMachine):
 
 TestSecrets = Secrets.TestCase
 TestSecrets.settings = settings(
-    max_examples=15,
+    max_examples=10,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
