@@ -39,6 +39,8 @@ PAGE_SIZE = 100
 JSON_PAGE_SIZE_MAX = 1_000
 #: What a page re-wraps or upgrades while somebody waits for it; more is for the shell.
 VERSIONS_MAX = 10_000
+#: How many at a time, so that the event loop goes on turning for everybody else.
+_BATCH_SIZE = 100
 _LIST = "/-/secrets"
 _TEMPLATES = "datasette_secrets"
 _STATUSES: tuple[tuple[type[SecretsError], int], ...] = (
@@ -809,6 +811,7 @@ async def rotate_page(datasette: Datasette, request: Request) -> Response:
             raise _too_many("rotate-key")
         done = await rotation.rotate(
             datasette,
+            batch_size=_BATCH_SIZE,
             skip_unopenable=bool(sent.first("skip_unopenable")),
             actor_id=_actor_id(request),
         )
@@ -846,7 +849,9 @@ async def upgrade_page(datasette: Datasette, request: Request) -> Response:
         await _read(request, "upgrade")
         if (await rotation.census(datasette)).versions > VERSIONS_MAX:
             raise _too_many("upgrade")
-        done = await rotation.upgrade(datasette, actor_id=_actor_id(request))
+        done = await rotation.upgrade(
+            datasette, batch_size=_BATCH_SIZE, actor_id=_actor_id(request)
+        )
     except (SecretsError, _Refused) as error:
         if _wants_json(request):
             raise
@@ -917,7 +922,9 @@ async def _rotate_page(
     problems: list[rotation.Problem] = []
     if to_rewrap and not is_large:
         if not guard.why_read_only(place):
-            problems = (await rotation.rotate(datasette, dry_run=True)).problems
+            problems = (
+                await rotation.rotate(datasette, dry_run=True, batch_size=_BATCH_SIZE)
+            ).problems
         stuck = {(problem.name, problem.version) for problem in problems}
         touched = [
             version
@@ -958,7 +965,9 @@ async def _upgrade_page(
     lacking = ""
     if census.legacy and not is_large:
         try:
-            report = await rotation.upgrade(datasette, dry_run=True)
+            report = await rotation.upgrade(
+                datasette, dry_run=True, batch_size=_BATCH_SIZE
+            )
             found, problems = report.found, report.problems
         except MissingExtra as missing:
             lacking = str(missing)
