@@ -36,7 +36,11 @@ async def start(datasette: Datasette) -> None:
             _warn(f"{error}; secrets can be read, and not changed")
     else:
         _warn("the database of the secrets is immutable: they can be read, not changed")
-    counts = await store.key_counts(place.db)
+    try:
+        counts = await store.key_counts(place.db)
+    except DatabaseUnavailable as error:
+        _warn(str(error))
+        counts = []
     legacy = sum(count.versions for count in counts if count.is_legacy)
     if legacy:
         _warn(

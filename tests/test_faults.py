@@ -330,3 +330,25 @@ async def test_a_damaged_file_is_an_error_and_never_none(
     file.write_bytes(content)
     with pytest.raises(DatabaseUnavailable):
         await get_secret(make_datasette(master_key), "A")
+
+
+async def test_a_table_that_cannot_be_read_does_not_stop_the_server_and_is_said(
+    make_datasette: MakeDatasette,
+    master_key: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "named.db"
+    with closing(sqlite3.connect(file)) as conn:
+        conn.execute("create table t (a)")
+    datasette = make_datasette(master_key, database="named", files=[str(file)])
+    await set_secret(datasette, "A", "a value " * 2_000)
+    datasette.close()
+    content = bytearray(file.read_bytes())
+    content[4096:] = os.urandom(len(content) - 4096)
+    file.write_bytes(content)
+    server = make_datasette(master_key, database="named", files=[str(file)])
+    await server.invoke_startup()
+    assert "damaged: restore it from a backup" in capsys.readouterr().err
+    with pytest.raises(DatabaseUnavailable):
+        await get_secret(server, "A")
