@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import select
 import subprocess
 from pathlib import Path
 
 import pytest
-from console import DATASETTE, Console, environment, sentence
+from console import DATASETTE, Console, sentence
+from terminal import Terminal
 
 CREATE = "--create"
 
@@ -139,45 +137,6 @@ def test_a_note_or_a_name_that_cannot_be_stored_is_refused(filled: Console) -> N
 
 
 # On a terminal
-
-
-class Terminal:
-    """A command on a terminal of its own."""
-
-    def __init__(self, console: Console, *arguments: str, **variables: str) -> None:
-        self._master, slave = pty.openpty()
-        self._process = subprocess.Popen(
-            console.command(*arguments),
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=environment(**variables),
-            start_new_session=True,
-        )
-        os.close(slave)
-        self.shown = ""
-
-    def until(self, text: str) -> None:
-        while text not in self.shown:
-            assert self._read(), self.shown
-
-    def type(self, line: str) -> None:
-        os.write(self._master, line.encode() + b"\n")
-
-    def end(self) -> int:
-        while self._read():
-            pass
-        os.close(self._master)
-        return self._process.wait(timeout=60)
-
-    def _read(self) -> bool:
-        assert select.select([self._master], [], [], 60)[0], "nothing for a minute"
-        try:
-            got = os.read(self._master, 4096)
-        except OSError:  # how Linux says that the other side has ended
-            got = b""
-        self.shown += got.decode("utf-8", "replace")
-        return bool(got)
 
 
 def test_a_value_is_typed_twice_and_never_shown(console: Console) -> None:

@@ -1,0 +1,56 @@
+"""A command on a terminal of its own, as somebody sits before it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import subprocess
+import termios
+
+from console import Console, environment
+
+
+class Terminal:
+    def __init__(self, console: Console, *arguments: str, **variables: str) -> None:
+        self._master, slave = pty.openpty()
+        self._process = subprocess.Popen(
+            console.command(*arguments),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment(**variables),
+            start_new_session=True,
+            # Only the session's own terminal turns a key into a signal.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(slave)
+        self.shown = ""
+
+    def until(self, text: str) -> None:
+        """Wait until the command has shown this."""
+        while text not in self.shown:
+            assert self._read(), self.shown
+
+    def type(self, line: str) -> None:
+        os.write(self._master, line.encode() + b"\n")
+
+    def press_ctrl_c(self) -> None:
+        os.write(self._master, b"\x03")
+
+    def end(self) -> int:
+        """Wait for the end of the command; its exit code."""
+        while self._read():
+            pass
+        os.close(self._master)
+        return self._process.wait(timeout=60)
+
+    def _read(self) -> bool:
+        assert select.select([self._master], [], [], 60)[0], "nothing for a minute"
+        try:
+            got = os.read(self._master, 4096)
+        except OSError:  # how Linux says that the other side has ended
+            got = b""
+        self.shown += got.decode("utf-8", "replace")
+        return bool(got)

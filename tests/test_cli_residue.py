@@ -1,0 +1,155 @@
+"""Gone means gone: no file of the database holds a replaced wrap or a destroyed value.
+
+The rows are first written with `secure_delete` off, grow, and are moved between pages, so
+that old copies lie about; then the bytes of every file are searched.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+from contextlib import closing
+
+import pytest
+from console import Console, key_id
+
+from datasette_secrets import envelope
+
+JOURNALS = ("wal", "delete")
+OLD, NEW = envelope.generate_master_key(), envelope.generate_master_key()
+NAMES = [f"SECRET_{number}" for number in range(40)]
+
+
+@pytest.fixture(params=JOURNALS)
+async def littered(console: Console, request: pytest.FixtureRequest) -> Console:
+    """Forty secrets of two versions, and many old copies of their rows."""
+    console.key = OLD
+    await console.fill(*NAMES, versions=2)
+    console.sql(f"pragma journal_mode = {request.param}")
+    console.sql(
+        "pragma secure_delete = off",
+        # Rows that grow do not fit their pages: these are split, and rows are moved.
+        "update datasette_secrets set note = hex(zeroblob(400))",
+        "update datasette_secrets set note = hex(zeroblob(1200)) where id % 3 = 0",
+        "update datasette_secrets set note = null",
+        "create table filler (x)",
+        "insert into filler select hex(zeroblob(3000)) from datasette_secrets",
+        "drop table filler",
+    )
+    console.configure(NEW, OLD)
+    return console
+
+
+def envelopes(console: Console, where: str = "1") -> tuple[list[bytes], list[bytes]]:
+    """The wraps and the sealed values that the rows now hold."""
+    rows = console.sql(
+        f"select wrapped_key, encrypted from datasette_secrets where {where}"
+    )
+    return [row[0] for row in rows], [row[1] for row in rows]
+
+
+def found_in_files(console: Console, wanted: list[bytes]) -> list[str]:
+    """Where the first bytes, the middle or the end of any of these are found."""
+    return [
+        name
+        for name, content in console.files().items()
+        for each in wanted
+        for part in (each[:24], each[40:64], each[-24:])
+        if part in content
+    ]
+
+
+def journal_mode(console: Console) -> str:
+    return str(console.sql("pragma journal_mode")[0][0])
+
+
+def test_the_fixture_really_leaves_copies_behind(littered: Console) -> None:
+    wraps, sealed = envelopes(littered)
+    content = b"".join(littered.files().values())
+    assert sum(content.count(each[:24]) for each in wraps + sealed) > len(wraps) * 2
+
+
+def test_a_rotation_leaves_no_old_wrap(littered: Console) -> None:
+    mode = journal_mode(littered)
+    wraps, sealed = envelopes(littered)
+    littered.ok("rotate-key")
+    assert not found_in_files(littered, wraps)
+    assert found_in_files(littered, sealed)
+    assert journal_mode(littered) == mode
+
+
+def test_new_data_keys_leave_no_old_value_either(littered: Console) -> None:
+    wraps, sealed = envelopes(littered)
+    littered.ok("rotate-key", "--new-data-keys")
+    assert not found_in_files(littered, wraps + sealed)
+
+
+def test_a_destroyed_version_leaves_nothing(littered: Console) -> None:
+    wraps, sealed = envelopes(littered, "name = 'SECRET_7' and version = 1")
+    littered.ok("destroy", "SECRET_7", "--all-but-newest", "--yes")
+    assert not found_in_files(littered, wraps + sealed)
+    assert littered.ok("get", "SECRET_7") == "SECRET_7 value 2\n"
+
+
+def test_what_an_earlier_run_could_not_clean_up_the_next_one_does(
+    littered: Console,
+) -> None:
+    """A rotation is killed when every row is re-wrapped and nothing cleaned up."""
+    wraps, _ = envelopes(littered)
+    # The last batch is committed while this reader keeps the clean-up waiting.
+    with closing(sqlite3.connect(littered.internal, isolation_level=None)) as reader:
+        if journal_mode(littered) == "wal":
+            reader.execute("begin").close()
+            reader.execute("select count(*) from datasette_secrets").fetchall()
+        killed = littered.start("rotate-key", "--batch-size", "1")
+        while littered.sql(
+            "select count(*) from datasette_secrets "
+            f"where encryption_key_name != '{key_id(NEW)}'"
+        ) != [(0,)]:
+            assert killed.poll() is None
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+    littered.ok("rotate-key")
+    assert not found_in_files(littered, wraps)
+
+
+def test_a_log_that_another_process_holds_is_said_with_what_to_do(
+    littered: Console,
+) -> None:
+    if journal_mode(littered) != "wal":
+        pytest.skip("there is no log")
+    wraps, _ = envelopes(littered, "name = 'SECRET_7' and version = 1")
+    with closing(sqlite3.connect(littered.internal, isolation_level=None)) as reader:
+        reader.execute("begin").close()
+        reader.execute("select count(*) from datasette_secrets").fetchall()
+        # At the same time, as each of them waits five seconds for the log.
+        running = [
+            littered.start("rotate-key"),
+            littered.start("destroy", "SECRET_7", "--version", "1", "--yes"),
+        ]
+        for process in running:
+            _, stderr = process.communicate()
+            assert process.returncode == 1
+            assert "write-ahead log, which another process holds" in stderr
+            assert "run 'datasette secrets rotate-key' again" in stderr
+        assert found_in_files(littered, wraps)
+    littered.ok("rotate-key")
+    assert not found_in_files(littered, wraps)
+
+
+def test_a_named_database_says_that_it_was_not_rewritten(littered: Console) -> None:
+    littered.key = NEW
+    data = littered.folder / "data.db"
+    littered.sql("pragma wal_checkpoint(truncate)")
+    wraps, _ = envelopes(littered)
+    littered.internal.rename(data)
+    littered.internal = data
+    littered.configure(NEW, OLD, database="data")
+    littered.options = [str(data), "-c", str(littered.config)]
+    result = littered.run("rotate-key")
+    assert result.exit_code == 0
+    assert "rotate-key --vacuum" in result.stderr
+    clean = littered.run("rotate-key", "--vacuum", "--json")
+    assert json.loads(clean.stdout)["clean_up"]["vacuumed"] is True
+    assert not found_in_files(littered, wraps)
