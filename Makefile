@@ -9,7 +9,7 @@ PY      := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-dependents test-matrix campaign mutants lint check screenshots dist clean
+.PHONY: help run demo test test-dependents test-matrix campaign mutants lint check bench screenshots dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -42,6 +42,9 @@ lint: $(VENV)/.lint  ## ruff (lint and format) and mypy --strict
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy --strict
 
+bench: $(VENV)/.test  ## measure everything beside something else, and print the table
+	@$(PY) scripts/bench.py $(ARGS)
+
 screenshots: $(VENV)/.test  ## take the screenshots under .github (needs a Chromium)
 	$(PY) scripts/screenshots.py
 
@@ -49,7 +52,7 @@ dist: $(VENV)/.dist  ## build and check the wheel and sdist, and test the instal
 	$(PY) scripts/dist.py
 
 clean:  ## remove what these targets made, except .run
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .bench build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One empty file per set of dependencies marks it as installed.

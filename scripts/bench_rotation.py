@@ -1,6 +1,6 @@
 """Rotation, verification and status of many versions, each against a bare loop.
 
-    bench_rotation.py WORKLOAD FOLDER [VERSIONS]      prints its figures as JSON
+bench_rotation.py WORKLOAD FOLDER [VERSIONS]      prints its figures as JSON
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import base64
 import json
 import os
 import resource
+import shutil
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -133,16 +135,37 @@ def rotate(folder: Path, versions: int) -> dict[str, float]:
     path = str(folder / f"rotation-{os.getpid()}.db")
     fill(path, versions)
     bare_path = path + ".bare"
-    Path(bare_path).write_bytes(Path(path).read_bytes())
+    shutil.copyfile(path, bare_path)
     bare = timed(lambda: bare_rotation(bare_path))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = ours(path, rotation.rotate, NEW, OLD)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    empty_path = path + ".empty"
+    fill(empty_path, 1)
+    _, idle = rotate_alone(empty_path)
+    seconds, peak = rotate_alone(path)
     return {
         "rate": versions / seconds,
         "bare": versions / bare,
-        "mebibytes": (after - before) / 1024,
+        "mebibytes": peak - idle,
     }
+
+
+def rotate_alone(path: str) -> tuple[float, float]:
+    """Seconds and peak MiB of a rotation in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "rotate-one", path],
+        input=json.dumps([NEW, OLD]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seconds, peak = json.loads(done.stdout)
+    return seconds, peak
+
+
+def rotate_one(path: str) -> None:
+    keys = json.load(sys.stdin)
+    seconds = ours(path, rotation.rotate, *keys)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps([seconds, peak]))
 
 
 def verify(folder: Path, versions: int) -> dict[str, float]:
@@ -157,9 +180,13 @@ def verify(folder: Path, versions: int) -> dict[str, float]:
 
 
 def main() -> None:
+    if sys.argv[1] == "rotate-one":
+        rotate_one(sys.argv[2])
+        return
     workload, folder = sys.argv[1], Path(sys.argv[2])
     versions = int(sys.argv[3]) if len(sys.argv) > 3 else 200_000
     print(json.dumps({"rotate": rotate, "verify": verify}[workload](folder, versions)))
 
 
-main()
+if __name__ == "__main__":
+    main()
