@@ -104,13 +104,17 @@ class UseRecorder:
 
 
 class _Queue:
-    """The uses that wait on one event loop, and the one task that writes them."""
+    """The uses that wait on one event loop, and what writes them when it is time.
+
+    Between two writings there is a timer at most: a loop that ends leaves no task behind,
+    and an idle queue refers to no loop.
+    """
 
     def __init__(self, recorder: UseRecorder) -> None:
         self._write = recorder.write
         self._pending: list[store.Use] = []
         self._done: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._next: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._started: deque[float] = deque([0.0] * _BURST, maxlen=_BURST)
         self._paused_until = 0.0
 
@@ -118,28 +122,15 @@ class _Queue:
         """Queue the use: a future that is done once it was tried, None not to wait."""
         if len(self._pending) < _PENDING_MAX:
             self._pending.append(use)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
+        self._schedule()
         if time.monotonic() < self._paused_until:
             return None
         if self._done is None:
             self._done = asyncio.get_running_loop().create_future()
         return self._done
 
-    async def _run(self) -> None:
-        while self._pending:
-            await asyncio.sleep(self._delay())
-            await self.write_pending()
-
-    def _delay(self) -> float:
-        now = time.monotonic()
-        if now < self._paused_until:
-            return self._paused_until - now
-        if now - self._started[0] > 1:
-            return 0
-        return max(0, self._started[-1] + _SPACING_SECONDS - now)
-
     async def write_pending(self) -> None:
+        """Write what waits, once. Never raises."""
         if not self._pending:
             return
         uses, self._pending = self._pending, []
@@ -154,3 +145,26 @@ class _Queue:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
             if outcome.try_again:
                 self._pending = uses + self._pending
+
+    def _schedule(self) -> None:
+        if self._pending and self._next is None:
+            loop = asyncio.get_running_loop()
+            self._next = loop.call_later(self._delay(), self._start)
+
+    def _start(self) -> None:
+        self._next = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            await self.write_pending()
+        finally:
+            self._next = None
+            self._schedule()
+
+    def _delay(self) -> float:
+        now = time.monotonic()
+        if now < self._paused_until:
+            return self._paused_until - now
+        if now - self._started[0] > 1:
+            return 0
+        return max(0, self._started[-1] + _SPACING_SECONDS - now)

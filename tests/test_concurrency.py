@@ -88,9 +88,8 @@ def test_three_processes_migrate_one_file_at_once(
 def test_two_servers_two_rotations_writers_and_readers_at_once(internal: str) -> None:
     report = traffic.run(start, finish, internal, seconds=3)
     assert report["problems"] == []
-    assert report["reads"] > 100
-    assert report["writes"] > 20
-    assert report["rotations"] > 2
+    # How many is a matter of the machine; that there were some is not.
+    assert min(report["reads"], report["writes"], report["rotations"]) > 0
 
 
 async def test_a_read_never_sees_a_version_older_than_one_already_seen(

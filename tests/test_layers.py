@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "datasette_secrets"
+import datasette_secrets
+
+PACKAGE = Path(datasette_secrets.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}
 
 # A module imports from modules of the lines below its own, and never from `__init__`.
