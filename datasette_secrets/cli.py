@@ -125,8 +125,8 @@ async def rotate_key(
         shell.print_json(reports.rotation_json(place, report))
     else:
         reports.print_rotation(place, report, skip_unopenable=skip_unopenable)
-    is_clean = reports.say_what_remains(report.clean_up)
-    if report.problems or not is_clean or not (report.complete or dry_run):
+    reports.say_what_remains(report.clean_up)
+    if not reports.is_well(report):
         raise click.exceptions.Exit(1)
 
 
@@ -180,7 +180,8 @@ async def upgrade(
         shell.print_json(reports.upgrade_json(place, report))
     else:
         reports.print_upgrade(report)
-    if not reports.say_what_remains(report.clean_up) or report.problems:
+    reports.say_what_remains(report.clean_up)
+    if not reports.is_well(report):
         raise click.exceptions.Exit(1)
 
 
@@ -589,7 +590,8 @@ async def destroy(
         vacuum=vacuum,
     )
     click.echo(f"Destroyed {shell.count(destroyed, 'version')} of {plain(name)}")
-    if not reports.say_what_remains(clean_up):
+    reports.say_what_remains(clean_up)
+    if not reports.is_clean(clean_up):
         raise click.exceptions.Exit(1)
 
 

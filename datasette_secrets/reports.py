@@ -36,7 +36,7 @@ def print_rotation(
 
 def rotation_json(place: service.Vault, report: rotation.Rotation) -> dict[str, Any]:
     return {
-        "ok": not report.problems and (report.complete or report.dry_run),
+        "ok": is_well(report),
         "database": database_path(place),
         "dry_run": report.dry_run,
         "to_change": report.to_change,
@@ -62,7 +62,7 @@ def print_upgrade(report: rotation.Upgrade) -> None:
 
 def upgrade_json(place: service.Vault, report: rotation.Upgrade) -> dict[str, Any]:
     return {
-        "ok": not report.problems,
+        "ok": is_well(report),
         "database": database_path(place),
         "dry_run": report.dry_run,
         "found": [{"name": name, "version": version} for name, version in report.found],
@@ -189,13 +189,21 @@ def keys_json(place: service.Vault, census: rotation.Census) -> list[dict[str, A
     ]
 
 
-def say_what_remains(clean_up: store.CleanUp | None) -> bool:
-    """Say on stderr what a clean-up left; returns whether it did all it was to do."""
-    if clean_up is None:
-        return True
-    if clean_up.remains:
+def is_well(report: rotation.Rotation | rotation.Upgrade) -> bool:
+    """Whether nothing is left to do or to mend."""
+    if report.dry_run:
+        return not report.problems
+    return report.complete and is_clean(report.clean_up)
+
+
+def is_clean(clean_up: store.CleanUp | None) -> bool:
+    """Whether a clean-up, if there was one, did all that it was to do."""
+    return clean_up is None or (clean_up.log_emptied and not clean_up.failed)
+
+
+def say_what_remains(clean_up: store.CleanUp | None) -> None:
+    if clean_up is not None and clean_up.remains:
         shell.warn(f"{clean_up.remains[0].upper()}{clean_up.remains[1:]}")
-    return clean_up.log_emptied and not clean_up.failed
 
 
 def clean_up_json(clean_up: store.CleanUp | None) -> dict[str, Any] | None:

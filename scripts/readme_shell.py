@@ -1,0 +1,158 @@
+"""Makes the parts of README.md, section "The shell", that come from running things.
+
+    python scripts/readme_shell.py --write
+
+The table of the commands is made from the commands, the transcript by typing it into a
+terminal. Without --write the README is printed as it should be; a test compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pty
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+OPTIONS = "-c datasette.yaml --internal internal.db"
+KEY = "datasette secrets generate-encryption-key"
+CONFIG = """\
+cat > datasette.yaml <<'END'
+plugins:
+  datasette-secrets:
+    encryption-key:
+    {}
+END"""
+#: What is typed at the prompts of `set`.
+VALUE = "sk-proj-1234"
+COMMANDS = (
+    f"(umask 077; {KEY} > key-1.txt)",
+    CONFIG.format("- $file: key-1.txt"),
+    f"datasette secrets set OPENAI_API_KEY {OPTIONS} --create",
+    f"datasette secrets list {OPTIONS}",
+    f"datasette secrets get OPENAI_API_KEY {OPTIONS}",
+    f"(umask 077; {KEY} > key-2.txt)",
+    CONFIG.format("- $file: key-2.txt\n    - $file: key-1.txt"),
+    f"datasette secrets rotate-key {OPTIONS}",
+    f"datasette secrets verify {OPTIONS}",
+)
+#: Key ids and the time are others in every run. These stand for them.
+KEY_IDS = ("41d7c0a2be9f1100", "9a3e5577d20c48b1")
+TIME = "2026-11-24 09:12:07"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="change README.md")
+    write = parser.parse_args().write
+    text = README.read_text("utf-8")
+    for part, made in (("commands", table()), ("transcript", transcript())):
+        text = replace(text, part, made)
+    if write:
+        README.write_text(text, "utf-8")
+    else:
+        sys.stdout.write(text)
+
+
+def replace(text: str, part: str, made: str) -> str:
+    begin, end = f"<!-- {part} -->\n", f"<!-- end of {part} -->"
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{made}\n{end}{after}"
+
+
+def table() -> str:
+    """A row for each command: its arguments, the first line of its help, its options."""
+    from datasette_secrets.group import secrets
+
+    context = click.Context(secrets, info_name="secrets")
+    rows = []
+    for name in secrets.list_commands(context):
+        command = secrets.get_command(context, name)
+        assert command is not None and command.help is not None
+        own = command.params  # those of `datasette serve` come when they are asked for
+        arguments = " ".join(
+            [name, *(each.make_metavar(context) for each in own if is_argument(each))]
+        )
+        options = ", ".join(
+            " ".join(filter(None, [f"`{longest(each)}", value(each, context)])) + "`"
+            for each in own
+            if not is_argument(each)
+        )
+        rows.append(f"| `{arguments}` | {command.help.splitlines()[0]} | {options} |")
+    return "| command | does | options |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def is_argument(param: click.Parameter) -> bool:
+    return isinstance(param, click.Argument)
+
+
+def longest(param: click.Parameter) -> str:
+    return max(param.opts, key=len)
+
+
+def value(param: click.Parameter, context: click.Context) -> str:
+    assert isinstance(param, click.Option)
+    return "" if param.is_flag else param.make_metavar(context)
+
+
+def transcript() -> str:
+    """What a terminal shows, when the commands are typed into it one after the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        shown = [f"$ {command}\n{run(command, folder)}" for command in COMMANDS]
+    return "```console\n" + stable("".join(shown)) + "```\n"
+
+
+def run(command: str, folder: str) -> str:
+    master, slave = pty.openpty()
+    environment = {
+        **{name: os.environ[name] for name in os.environ if "SECRETS" not in name},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "LOGNAME": "ada",
+        "NO_COLOR": "1",
+    }
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", command],
+        cwd=folder,
+        env=environment,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+    )
+    os.close(slave)
+    shown = ""
+    while got := read(master):
+        shown += got
+        if got.endswith(": "):
+            os.write(master, f"{VALUE}\n".encode())
+    os.close(master)
+    if process.wait():
+        sys.exit(f"{command} failed:\n{shown}")
+    return shown.replace("\r\n", "\n")
+
+
+def read(terminal: int) -> str:
+    try:
+        return os.read(terminal, 4096).decode()
+    except OSError:  # how Linux says that the other side has ended
+        return ""
+
+
+def stable(text: str) -> str:
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", TIME, text)
+    # In the order in which the keys were made: the newer one stands first.
+    found = list(dict.fromkeys(re.findall(r"\b[0-9a-f]{16}\b", text)))
+    for key_id, stands_for in zip(reversed(found), KEY_IDS, strict=True):
+        text = text.replace(key_id, stands_for)
+    return text
+
+
+if __name__ == "__main__":
+    main()
