@@ -114,7 +114,7 @@ def jobs(mode: str, step: int, names: list[str] = COMMANDS) -> list[dict[str, An
 def test_killed_at_any_write_nothing_is_lost_and_the_same_command_finishes(
     fault_shim: Path,
 ) -> None:
-    for job, report in reports(fault_shim, jobs("kill-before", 13)):
+    for job, report in reports(fault_shim, jobs("kill-before", 17)):
         assert not report["wrong"], (job, report["wrong"])
         assert report["stopped"] > 0
 
