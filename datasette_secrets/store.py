@@ -382,7 +382,7 @@ _CAUSES = {
     _BUSY: "another process holds its lock: try again when that has finished",
     _LOCKED: "another connection holds its lock: try again when that has finished",
     _READONLY: "it is read-only: check the permissions of the file and its folder",
-    _FULL: "the disk is full: nothing was changed; make room and try again",
+    _FULL: "the disk is full: make room and try again",
     _CORRUPT: "it is damaged: restore it from a backup",
     _CANTOPEN: "it cannot be opened: check the path and its permissions",
     _NOTADB: "it is not a SQLite database",

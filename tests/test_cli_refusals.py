@@ -165,6 +165,7 @@ def test_a_database_that_stays_locked_is_refused(
 def test_a_read_only_file_is_refused(
     filled: Console, arguments: Arguments, given: str | None
 ) -> None:
+    filled.configure(envelope.generate_master_key(), filled.key)
     filled.internal.chmod(0o400)
     assert "read-only" in filled.refused(*arguments, input=given)
 
@@ -191,7 +192,7 @@ def test_a_full_disk_costs_a_sentence_and_no_secret(filled: Console) -> None:
     lines = "".join(f"A{number}=sk-{'x' * 5000}\n" for number in range(9))
     with plugin(prepare_connection=prepare_connection):
         said = filled.refused("import", "-", input=lines)
-    assert "the disk is full: nothing was changed" in said
+    assert "the disk is full: make room" in said
     assert "sk-" not in said
     assert filled.ok("get", "OPENAI") == "OPENAI value 2\n"
     assert "A1" not in filled.ok("list")
