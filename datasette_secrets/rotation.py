@@ -332,6 +332,8 @@ class _Work:
     stuck: int = 0
     #: Whether those under the primary key are still to be changed, too.
     everything: bool = False
+    #: Rows that this run has sealed afresh: once is enough.
+    resealed: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.everything = self.new_data_keys
@@ -380,15 +382,35 @@ class _Work:
 
     async def _reseal(self, rows: list[store.Row]) -> _Outcome:
         changes: list[store.Replacement] = []
+        primary_id = self.ring.primary.id
 
         def reseal(row: store.Row) -> None:
+            if row.id in self.resealed and row.key_id == primary_id:
+                return
             name, version = row.name, row.version
             sealed = envelope.reseal(self.ring, name, version, row, version)
             changes.append(store.Replacement(row, sealed))
 
         problems = list(_unopenable(rows, reseal))
         changed = await store.replace_envelopes(self.place.db, changes)
+        self.resealed |= await self._written(changes, changed)
         return problems, [change.id for change in changes], changed
+
+    async def _written(self, changes: list[store.Replacement], count: int) -> set[int]:
+        """The ids of the `count` rows that were written, and not somebody else's."""
+        if count == len(changes):
+            return {change.id for change in changes}
+        stored = {
+            row.id: row.wrapped_key
+            for row in await store.rows_between(
+                self.place.db, changes[0].id, changes[-1].id, wraps_only=True
+            )
+        }
+        return {
+            change.id
+            for change in changes
+            if stored.get(change.id) == change.new.wrapped_key
+        }
 
     def count_elsewhere(self, counted: Census) -> int:
         """The versions that the primary key does not wrap."""

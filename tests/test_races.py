@@ -1,0 +1,207 @@
+"""Rows that change, or will not change, between the moment they are read and written.
+
+A trigger plays the other process: it lets an update pass, once or never, without a word,
+which is what a row looks like that somebody else was quicker to change.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+
+import decoder
+import pytest
+from conftest import MakeDatasette
+from cryptography.fernet import Fernet
+from datasette.app import Datasette
+
+from datasette_secrets import envelope, get_secret, rotation, service, set_secret
+
+
+def alter(path: str, *statements: str) -> None:
+    with closing(sqlite3.connect(path)) as conn, conn:
+        for sql in statements:
+            conn.execute(sql)
+
+
+def lose_updates(path: str, column: str, *, times: int, name: str = "B") -> None:
+    """Let the first `times` updates of a row's `column` do nothing."""
+    alter(
+        path,
+        "create table attempts (n integer)",
+        f"""create trigger lose before update of {column} on datasette_secrets
+        when old.name = '{name}' and (select count(*) from attempts) < {times}
+        begin
+            insert into attempts values (1);
+            select raise(ignore);
+        end""",
+    )
+
+
+def put_tokens(path: str, key: str, *names: str) -> None:
+    with closing(sqlite3.connect(path)) as conn, conn:
+        for name in names:
+            conn.execute(
+                "insert into datasette_secrets "
+                "(name, version, encrypted, encryption_key_name) "
+                "values (?, 1, ?, 'default')",
+                (name, Fernet(key).encrypt(f"value of {name}".encode())),
+            )
+
+
+@pytest.fixture
+async def rotating(
+    datasette: Datasette, make_datasette: MakeDatasette, master_key: str
+) -> Datasette:
+    """An instance with a new key first, on a database in which A, B and C are."""
+    for name in "ABC":
+        await set_secret(datasette, name, f"value of {name}")
+    return make_datasette(envelope.generate_master_key(), master_key)
+
+
+@pytest.mark.parametrize("new_data_keys", [False, True])
+async def test_a_row_that_somebody_else_changed_meanwhile_is_rotated_in_another_pass(
+    rotating: Datasette, internal: str, new_data_keys: bool
+) -> None:
+    lose_updates(internal, "wrapped_key", times=1)
+    report = await rotation.rotate(rotating, new_data_keys=new_data_keys)
+    assert (report.complete, report.changed, report.problems) == (True, 3, [])
+    assert report.census is not None
+    assert report.census.counts == {report.primary: 3}
+
+
+@pytest.mark.parametrize("new_data_keys", [False, True])
+async def test_a_rotation_that_cannot_finish_ends_and_says_so(
+    rotating: Datasette, internal: str, new_data_keys: bool
+) -> None:
+    lose_updates(internal, "wrapped_key", times=1_000)
+    report = await rotation.rotate(rotating, new_data_keys=new_data_keys)
+    assert (report.complete, report.changed) == (False, 2)
+    assert report.census is not None
+    assert report.census.removable == []
+    assert await get_secret(rotating, "B") == "value of B"
+
+
+async def test_a_row_that_does_not_open_costs_no_second_pass(
+    rotating: Datasette, internal: str
+) -> None:
+    alter(internal, "update datasette_secrets set wrapped_key = x'00' where name = 'B'")
+    steps: list[int] = []
+    report = await rotation.rotate(
+        rotating, skip_unopenable=True, progress=steps.append
+    )
+    assert (report.changed, report.complete) == (2, False)
+    assert sum(steps) == 6  # each row once in the preflight and once in one pass
+
+
+async def test_a_row_of_0x_that_somebody_else_changed_meanwhile_is_upgraded_later(
+    datasette: Datasette, internal: str, master_key: str
+) -> None:
+    put_tokens(internal, master_key, "A", "B", "C")
+    lose_updates(internal, "encrypted", times=1)
+    report = await rotation.upgrade(datasette)
+    assert (report.changed, report.complete, report.problems) == (3, True, [])
+    assert await get_secret(datasette, "B") == "value of B"
+
+
+@pytest.mark.parametrize("name", ["A", "B", "C"])
+async def test_an_upgrade_that_cannot_finish_ends_and_names_what_it_left(
+    datasette: Datasette, internal: str, master_key: str, name: str
+) -> None:
+    put_tokens(internal, master_key, "A", "B", "C")
+    lose_updates(internal, "encrypted", times=1_000, name=name)
+    report = await rotation.upgrade(datasette)
+    assert (report.changed, report.complete, report.dry_run) == (2, False, False)
+    [problem] = report.problems
+    assert (problem.name, problem.version) == (name, 1)
+    assert problem.code == "needs-upgrade"
+    assert problem.remedy == "datasette secrets upgrade"
+    assert f"{name} version 1 " in problem.message
+
+
+# What is reported.
+
+
+async def test_a_problem_says_what_is_wrong_and_which_command_deals_with_it(
+    rotating: Datasette, internal: str, master_key: str
+) -> None:
+    put_tokens(internal, Fernet.generate_key().decode(), "OLD")
+    alter(
+        internal,
+        "update datasette_secrets set wrapped_key = x'00' where name = 'A'",
+        "update datasette_secrets set encryption_key_name = '0123456789abcdef' "
+        "where name = 'B'",
+    )
+    found = {each.name: each for each in (await rotation.verify(rotating)).problems}
+    assert {name: each.code for name, each in found.items()} == {
+        "A": "cannot-open",
+        "B": "unknown-master-key",
+        "OLD": "needs-upgrade",
+    }
+    assert found["A"].remedy == "datasette secrets destroy A --version 1"
+    assert found["B"].remedy == (
+        "add key 0123456789abcdef to encryption-key, or give the version up: "
+        "datasette secrets destroy B --version 1"
+    )
+    assert found["OLD"].remedy == "datasette secrets upgrade"
+    for name, problem in found.items():
+        assert problem.message.startswith(f"{name} version 1 ")
+
+    [problem] = (await rotation.upgrade(rotating)).problems
+    assert (problem.name, problem.code) == ("OLD", "cannot-upgrade")
+    assert problem.message.startswith("OLD version 1 ")
+    assert problem.remedy == (
+        "add its key to encryption-key and run 'datasette secrets upgrade' again, or "
+        "give the version up: datasette secrets destroy OLD --version 1"
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+async def test_verify_counts_the_same_in_batches_of_any_size(
+    rotating: Datasette, internal: str, batch_size: int
+) -> None:
+    steps: list[int] = []
+    found = await rotation.verify(
+        rotating, batch_size=batch_size, progress=steps.append
+    )
+    assert (found.opened, found.destroyed, found.problems) == (3, 0, [])
+    assert sum(steps) == 3
+    alter(internal, "update datasette_secrets set wrapped_key = x'00' where name > 'A'")
+    await service.destroy_versions(rotating, "C", [1])
+    await set_secret(rotating, "D", "value of D")
+    alter(internal, "update datasette_secrets set encrypted = x'00' where name = 'D'")
+    found = await rotation.verify(rotating, batch_size=batch_size)
+    assert (found.opened, found.destroyed) == (1, 1)
+    assert [problem.name for problem in found.problems] == ["B", "D"]
+
+
+@pytest.mark.parametrize("vacuum", [False, True])
+async def test_what_may_remain_in_a_named_database_is_said_unless_it_is_rewritten(
+    make_datasette: MakeDatasette, master_key: str, tmp_path: str, vacuum: bool
+) -> None:
+    path = f"{tmp_path}/named.db"
+    alter(path, "create table t (a)")
+    datasette = make_datasette(master_key, database="named", files=[path])
+    await set_secret(datasette, "A", "value of A")
+    put_tokens(path, master_key, "OLD")
+    old = next(row["encrypted"] for row in decoder.rows(path) if row["name"] == "OLD")
+    for done in (
+        await rotation.upgrade(datasette, vacuum=vacuum),
+        await rotation.rotate(datasette, vacuum=vacuum),
+    ):
+        assert done.clean_up is not None
+        assert (done.clean_up.remains is None) == vacuum
+    with open(path, "rb") as file:
+        assert not vacuum or old not in file.read()
+
+
+async def test_an_upgrade_of_a_named_database_says_by_default_what_may_remain(
+    make_datasette: MakeDatasette, master_key: str, tmp_path: str
+) -> None:
+    path = f"{tmp_path}/named.db"
+    alter(path, "create table t (a)")
+    datasette = make_datasette(master_key, database="named", files=[path])
+    await set_secret(datasette, "A", "value of A")
+    report = await rotation.upgrade(datasette)
+    assert report.clean_up is not None
+    assert report.clean_up.remains
