@@ -91,6 +91,25 @@ def database_name(datasette: Datasette) -> str | None:
     return name if isinstance(name, str) and name not in ("", "_internal") else None
 
 
+def exposed_names(datasette: Datasette) -> list[str]:
+    """The names under which the database of the secrets can be browsed.
+
+    The configured one, and any attached database that is the same file as the internal
+    one. Loads no key, never raises.
+    """
+    name = database_name(datasette)
+    if name is not None:
+        return [name]
+    internal = datasette.get_internal_database().path
+    return [
+        other
+        for other, db in datasette.databases.items()
+        if internal
+        and db.path
+        and os.path.abspath(db.path) == os.path.abspath(internal)
+    ]
+
+
 def find_database(datasette: Datasette, settings: Settings) -> Database:
     """The database in which the secrets are. Raises NotConfigured if it is not attached."""
     db: Database

@@ -7,13 +7,19 @@ what datasette-secrets 0.x stored names none).
     person      = b"dsecrets-v1"             BLAKE2b personalisation, zero-padded to 16 bytes
     key_id      = hex(BLAKE2b-8(b"key-id", key=master_key, person))             16 hex digits
     context     = BLAKE2b-32(u64le(len(name)) || name || u64le(version), person)     32 bytes
+                  name in UTF-8, its length in bytes; version as 8 bytes, little-endian
     wrapped_key = XSalsa20-Poly1305(master_key; context || data_key)
                   nonce 24 || tag 16 || body 64                                     104 bytes
     encrypted   = XChaCha20-Poly1305-IETF(data_key; sodium_pad(value, 256), aad=context)
                   nonce 24 || body 256 n || tag 16
 
+A master key is 32 random bytes; its text form is padded Base64 (RFC 4648). The ciphers are
+libsodium's, through PyNaCl; BLAKE2b is hashlib's and randomness the operating system's.
+
 The context ties both layers to the row that they belong to. Standing at the head of the
-wrapped plaintext, it also commits the wrap to one master key.
+wrapped plaintext, it also commits the wrap to one master key: Poly1305 alone would let one
+blob be made for two keys, but under the second its first 32 bytes would have to come out
+as the context, which takes some 2**128 attempts.
 
 What fails, fails in a frame that holds no key and no value: helpers whose locals do hold
 them return None, and their callers raise. Tracebacks that print locals then show nothing.
@@ -46,6 +52,8 @@ ENCRYPTED_MIN_BYTES = NONCE_BYTES + PADDING_BYTES + TAG_BYTES
 
 _PERSON = b"dsecrets-v1"
 _KEY_ID = re.compile(r"[0-9a-f]{16}\Z")
+_TO_STANDARD = str.maketrans("-_", "+/")
+_TO_URLSAFE = str.maketrans("+/", "-_")
 
 
 @functools.cache
@@ -89,24 +97,23 @@ class MasterKey:
         if len(text) != 44 or not text.isascii():
             return f"it has {len(text)} characters where a key has 44"
         try:
-            key = base64.b64decode(
-                text.replace("-", "+").replace("_", "/"), validate=True
-            )
+            key = base64.b64decode(text.translate(_TO_STANDARD), validate=True)
         except binascii.Error:
             return "it is not Base64"
         if len(key) != KEY_BYTES:
             return f"it decodes to {len(key)} bytes where a key has {KEY_BYTES}"
-        if base64.urlsafe_b64encode(key) != text.replace("+", "-").replace(
-            "/", "_"
-        ).encode("ascii"):
-            return "it is not Base64 in its one canonical spelling"
+        standard = base64.b64encode(key).decode("ascii")
+        if text not in (standard, standard.translate(_TO_URLSAFE)):
+            return "it is not Base64 in the one spelling of either alphabet"
         return cls(key)
 
     def appears_in(self, text: str) -> bool:
-        """Whether `text` contains this key, in Base64 of either alphabet or in hex."""
-        standard = base64.b64encode(self._key).decode("ascii").rstrip("=")
-        urlsafe = standard.replace("+", "-").replace("/", "_")
-        return standard in text or urlsafe in text or self._key.hex() in text.casefold()
+        """Whether `text` contains this key, in Base64 however it is spelled, or in hex."""
+        base64_key = base64.b64encode(self._key).decode("ascii").rstrip("=")
+        return (
+            base64_key in text.translate(_TO_STANDARD)
+            or self._key.hex() in text.casefold()
+        )
 
 
 class KeyRing:
@@ -143,7 +150,7 @@ class KeyRing:
             key = self._by_id.get(key_id)
             if key is not None:
                 return key
-            if _KEY_ID.match(key_id):
+            if is_key_id(key_id):
                 raise UnknownMasterKey(name, version, key_id)
         raise CannotOpen(name, version)
 
@@ -216,6 +223,11 @@ class Plaintext:
             _wrap(master_key, context, data_key),
             _encrypt(data_key, context, self._utf8),
         )
+
+
+def is_key_id(text: str) -> bool:
+    """Whether `text` names a master key: 16 hex digits in lower case."""
+    return _KEY_ID.match(text) is not None
 
 
 def generate_master_key() -> str:

@@ -37,46 +37,64 @@ async def start(datasette: Datasette) -> None:
     else:
         _warn("the database of the secrets is immutable: they can be read, not changed")
     try:
-        counts = await store.key_counts(place.db)
+        for warning in _needs(place, await store.key_counts(place.db)):
+            _warn(warning)
     except DatabaseUnavailable as error:
         _warn(str(error))
-        counts = []
+    for warning in await exposure(datasette):
+        _warn(warning)
+
+
+def _needs(place: service.Vault, counts: list[store.KeyCount]) -> list[str]:
+    """What has to be done before all that is stored can be read."""
+    ring = place.settings.ring
+    needs = [
+        f"{count.versions} stored versions need master key {count.key_id}, which is not "
+        "configured: add it to encryption-key"
+        for count in counts
+        if not count.is_legacy and (ring is None or count.key_id not in ring)
+    ]
     legacy = sum(count.versions for count in counts if count.is_legacy)
     if legacy:
-        _warn(
+        needs.append(
             f"{legacy} versions were stored by datasette-secrets 0.x and do not open "
             "until they are brought in: run 'datasette secrets upgrade'"
         )
-    for warning in await exposure(datasette):
-        _warn(warning)
+    return needs
 
 
 def _warn(sentence: str) -> None:
     print(f"{config.PLUGIN}: {sentence}", file=sys.stderr)
 
 
-def table_lock(datasette: Datasette, action: str) -> PermissionSQL | None:
-    """A rule that nobody, root included, may do `action` to the table of secrets.
+def table_lock(datasette: Datasette, action: str) -> list[PermissionSQL]:
+    """Rules that nobody, root included, may do `action` to the table of secrets.
 
-    It covers every action on tables, of other plugins too, in the database that the
-    configuration names. The internal database needs none: it has no table pages.
+    They cover every action on tables, of other plugins too, wherever the table can be
+    browsed. The internal database has no table pages, unless its file is served as well.
     """
-    name = config.database_name(datasette)
     known = datasette.actions.get(action)
     if (
-        name is None
-        or known is None
+        known is None
         or known.resource_class is None
         or not issubclass(known.resource_class, TableResource)
     ):
-        return None
-    return PermissionSQL(
-        sql=(
-            "select :datasette_secrets_database as parent, 'datasette_secrets' as child, "
-            "0 as allow, 'only datasette-secrets touches this table' as reason"
-        ),
-        params={"datasette_secrets_database": name},
-    )
+        return []
+    # Datasette binds the parameters of all rules together, so each has a name of its own.
+    parameters = {
+        f"datasette_secrets_database{number or ''}": name
+        for number, name in enumerate(config.exposed_names(datasette))
+    }
+    return [
+        PermissionSQL(
+            sql=(
+                f"select :{parameter} as parent, 'datasette_secrets' as child, "
+                "0 as allow, 'only datasette-secrets touches this table' as reason"
+            ),
+            params={parameter: name},
+        )
+        for parameter, name in parameters.items()
+    ]
 
 
 def write_lock(datasette: Datasette, database: str, request: object) -> Any:
@@ -86,7 +104,7 @@ def write_lock(datasette: Datasette, database: str, request: object) -> Any:
     table asks for permissions on the database alone, and then inserts into one that is
     there. The writes of this plugin come with no request.
     """
-    if request is None or database != config.database_name(datasette):
+    if request is None or database not in config.exposed_names(datasette):
         return None
 
     def out_of_reach(conn: Any) -> Any:
@@ -97,27 +115,35 @@ def write_lock(datasette: Datasette, database: str, request: object) -> Any:
 
 
 async def exposure(datasette: Datasette) -> list[str]:
-    """Warnings about who can read the rows of a named database by SQL, or download it."""
+    """Warnings about who can read the rows by SQL, or download the file they are in."""
     place = service.vault(datasette)
-    name = place.settings.database
-    if name is None:
-        return []
-    resource = DatabaseResource(name)
-    warnings = []
-    actions = [("execute-sql", "run SQL in")]
+    return [
+        warning
+        for name in config.exposed_names(datasette)
+        for warning in await _exposure(datasette, place, name)
+    ]
+
+
+async def _exposure(datasette: Datasette, place: service.Vault, name: str) -> list[str]:
+    doors = [("execute-sql", name, "run SQL in")]
+    if datasette.crossdb:
+        doors.append(("execute-sql", "_memory", "run SQL across databases, and so in"))
     # Datasette offers a file for download only while nothing can write to it.
     if not place.db.is_mutable and datasette.setting("allow_download"):
-        actions.append(("view-database-download", "download"))
-    for action, can in actions:
+        doors.append(("view-database-download", name, "download"))
+    warnings = []
+    for action, database, can in doors:
         for who, actor in (
             ("anyone, without signing in,", None),
             ("anyone who is signed in", {"id": "datasette-secrets:nobody"}),
         ):
-            if await datasette.allowed(action=action, resource=resource, actor=actor):
+            if await datasette.allowed(
+                action=action, resource=DatabaseResource(database), actor=actor
+            ):
                 warnings.append(
                     f"{who} can {can} the database '{name}', and so see names, notes, "
-                    "times, actors and ciphertext of the secrets: leave 'database' out, "
-                    f"or restrict '{action}' there"
+                    "times, actors and ciphertext of the secrets: keep them in the "
+                    f"internal database alone, or restrict '{action}' on '{database}'"
                 )
                 break
     return warnings

@@ -8,7 +8,9 @@ and running it again finishes the work.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+import shlex
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,22 +47,38 @@ class Problem:
     @classmethod
     def of(cls, row: store.Row, error: SecretsError) -> Problem:
         name, version = str(row.name), row.version
+        destroy = (
+            f"datasette secrets destroy {shlex.quote(name)} "
+            f"--version {shlex.quote(str(version))}"
+        )
         if isinstance(error, NeedsUpgrade):
             remedy = "datasette secrets upgrade"
         elif isinstance(error, CannotUpgrade):
             remedy = (
                 "add its key to encryption-key and run 'datasette secrets upgrade' again, "
-                "or give the version up: "
-                f"datasette secrets destroy {name} --version {version}"
+                f"or give the version up: {destroy}"
             )
         elif isinstance(error, UnknownMasterKey):
             remedy = (
                 f"add key {error.key_id} to encryption-key, or give the version up: "
-                f"datasette secrets destroy {name} --version {version}"
+                f"{destroy}"
             )
         else:
-            remedy = f"datasette secrets destroy {name} --version {version}"
+            remedy = destroy
         return cls(name, version, error.code, str(error), remedy)
+
+    @classmethod
+    def unseen(cls, row: store.Row) -> Problem:
+        """A row of 0.x that was not there, or not as it is now, when the list was made."""
+        name, version = str(row.name), row.version
+        return cls(
+            name,
+            version,
+            NeedsUpgrade.code,
+            f"{name} version {version} was not on the list of what was to be brought in: "
+            "find out who put it there since",
+            "datasette secrets upgrade",
+        )
 
 
 @dataclass
@@ -87,8 +105,13 @@ class Census:
         """The keys of the ring, the primary aside, that no row here needs now.
 
         While rows of 0.x are left there is none: those do not say which key they need.
+        Neither do damaged ones that name no key.
         """
-        if self.legacy or not self.versions:
+        if (
+            self.legacy
+            or not self.versions
+            or not all(map(envelope.is_key_id, self.counts))
+        ):
             return []
         return [
             key_id
@@ -130,11 +153,21 @@ class Upgrade:
     #: Name and version of every row of 0.x that holds a value.
     found: list[tuple[str, object]] = field(default_factory=list)
     changed: int = 0
+    #: The same rows by id, each with a fingerprint of what it holds.
+    offered: dict[int, bytes] = field(default_factory=dict)
     #: What was left as it is.
     problems: list[Problem] = field(default_factory=list)
     clean_up: store.CleanUp | None = None
     #: True once no row of 0.x that holds a value is left.
     complete: bool = False
+
+    @property
+    def digest(self) -> str:
+        """What was found in 64 hex digits, to tell whether it still is the same."""
+        found = hashlib.blake2b(digest_size=32)
+        for row_id, fingerprint in sorted(self.offered.items()):
+            found.update(row_id.to_bytes(8, "little", signed=True) + fingerprint)
+        return found.hexdigest()
 
 
 async def census(datasette: Datasette) -> Census:
@@ -232,6 +265,7 @@ async def rotate(
 async def upgrade(
     datasette: Datasette,
     *,
+    only: Mapping[int, bytes] | None = None,
     dry_run: bool = False,
     batch_size: int = BATCH_SIZE,
     vacuum: bool = False,
@@ -242,8 +276,9 @@ async def upgrade(
 
     Every key of the ring is tried, since those rows name none. What opens with none is
     left and named. Names, versions, notes, times, actors and deleted marks stay.
-    `dry_run`: only say what would open; the table is not even migrated.
-    `progress` is told how many of those rows each step has dealt with.
+    `only`: what an earlier run has `offered`, and somebody has read; a row that is not in
+    it, or holds something else by now, is left. `dry_run`: only say what would open; the
+    table is not even migrated. `progress` is told how many of those rows each step has dealt with.
 
     Raises NotConfigured, DatabaseUnavailable, and MissingExtra where there is something
     to bring in and `cryptography` is not installed.
@@ -260,7 +295,16 @@ async def upgrade(
         async for rows in _batches(place, batch_size):
             old = [row for row in rows if row.is_legacy]
             found.update((row.id, (str(row.name), row.version)) for row in old)
-            changes = _upgraded(ring, old, report.problems)
+            report.offered.update((row.id, _fingerprint(row)) for row in old)
+            unseen = [
+                row
+                for row in old
+                if only is not None and only.get(row.id) != report.offered[row.id]
+            ]
+            report.problems += map(Problem.unseen, unseen)
+            left = {row.id for row in unseen}
+            known = [row for row in old if row.id not in left]
+            changes = _upgraded(ring, known, report.problems)
             if not dry_run:
                 report.changed += await _replace_legacy(place, ring, changes, lost)
             if progress and old:
@@ -278,6 +322,12 @@ async def upgrade(
     if report.changed:
         await service.announce_upgrade(datasette, report.changed, actor_id)
     return report
+
+
+def _fingerprint(row: store.Row) -> bytes:
+    """32 bytes that stand for the row's name, version and token."""
+    content = repr((row.name, row.version, row.encrypted))
+    return hashlib.blake2b(content.encode(), digest_size=32).digest()
 
 
 def _upgraded(
@@ -440,7 +490,8 @@ class _Work:
         for row in await store.rows_between(
             self.place.db, ids[0], ids[-1], wraps_only=True
         ):
-            if row.id in written:
+            # Under another key, somebody else has changed it since: the next pass sees it.
+            if row.id in written and row.key_id == self.ring.primary.id:
                 envelope.unwrap(self.ring, row.name, row.version, row)
 
     def _open(self, row: store.Row) -> None:

@@ -86,6 +86,13 @@ class Version(NamedTuple):
         return self.deleted_at is not None
 
 
+class LastUse(NamedTuple):
+    """When a secret was last used, whichever of its versions, and by which actor."""
+
+    at: str | None = None
+    by: str | None = None
+
+
 class KeyCount(NamedTuple):
     """How many versions name one master key. `is_legacy`: those that 0.x wrote."""
 
@@ -132,6 +139,7 @@ _VERSION = (
     "encrypted is not null and wrapped_key is null and envelope_version is null"
 )
 _ORDER = "order by version desc, id limit 1"
+_NAMES = "(select value from json_each(:names))"
 _SELECT_NEWEST = f"select {_ROW} from {TABLE} where name = :name {_ORDER}"  # noqa: S608
 
 
@@ -185,7 +193,7 @@ def _make_versions_unique(db: sqlite_utils.Database) -> None:
         f"""select name from {TABLE} group by name, version having count(*) > 1
         union select name from {TABLE} where encrypted is not null
             and wrapped_key is null and envelope_version is null
-            and not (typeof(version) = 'integer' and version between 1 and {VERSION_MAX})
+            and not (typeof(version) = 'integer' and version between 1 and {VERSION_MAX - 1})
         """  # noqa: S608
     ).fetchall()
     for (name,) in names:
@@ -226,7 +234,7 @@ def _renumber(db: sqlite_utils.Database, name: str) -> None:
 
 
 def _is_number(version: object) -> bool:
-    return isinstance(version, int) and version <= VERSION_MAX
+    return isinstance(version, int) and version < VERSION_MAX
 
 
 def _apply_migrations(conn: sqlite3.Connection) -> None:
@@ -304,12 +312,19 @@ async def write(db: Database, fn: Callable[..., T]) -> T:
         raise DatabaseUnavailable(f"The database {_describe(db)} is immutable")
 
     @wraps(fn)
-    def in_transaction(conn: sqlite3.Connection, *events: Any) -> T | Exception:
+    def in_transaction(
+        conn: sqlite3.Connection, *track_event: Callable[[Any], None]
+    ) -> T | Exception:
+        events: list[Any] = []
         try:
             with transaction(conn):
-                return fn(conn, *events)
+                done = fn(conn, *(events.append for _ in track_event))
         except Exception as error:  # it is raised again below, in the caller's frame
             return error.with_traceback(None)
+        for track in track_event:
+            for event in events:
+                track(event)
+        return done
 
     try:
         outcome = await db.execute_write_fn(in_transaction, transaction=False)
@@ -593,13 +608,13 @@ def _next_version(conn: sqlite3.Connection, name: str) -> int:
     """
     [(last,)] = conn.execute(
         f"select max(version) from {TABLE} where name = :name "  # noqa: S608
-        f"and typeof(version) = 'integer' and version <= {VERSION_MAX}",
+        f"and typeof(version) = 'integer' and version < {VERSION_MAX}",
         {"name": name},
     ).fetchall()
     last = max(last or 0, 0)
     damaged = conn.execute(
         f"select id from {TABLE} where name = :name and not "  # noqa: S608
-        f"(typeof(version) = 'integer' and version <= {VERSION_MAX}) "
+        f"(typeof(version) = 'integer' and version < {VERSION_MAX}) "
         "order by version, id desc",
         {"name": name},
     ).fetchall()
@@ -787,41 +802,77 @@ async def history(db: Database, name: str) -> list[Version]:
 
 
 async def newest_versions(
-    db: Database, *, contains: str = "", after: str | None = None, limit: int = -1
+    db: Database,
+    *,
+    names: list[str] | None = None,
+    contains: str = "",
+    after: str | None = None,
+    limit: int = -1,
 ) -> list[Version]:
     """The newest version of each stored secret, by name.
 
-    `contains`: only names with this in them, whatever the case of ASCII letters.
-    `after`, `limit`: a page; -1 is all of them. Raises DatabaseUnavailable.
+    `names`: only these. `contains`: only names with this in them, whatever the case of
+    ASCII letters. `after`, `limit`: a page; -1 is all of them. Raises DatabaseUnavailable.
     """
+    among = "" if names is None else f"name in {_NAMES} and "
 
     def newest_secret_versions(conn: sqlite3.Connection) -> list[Version]:
         rows = _select(
             conn,
             f"""select {_VERSION} from {TABLE} as newest
-            where typeof(name) = 'text' and (:after is null or name > :after)
+            where {among}typeof(name) = 'text' and (:after is null or name > :after)
             and instr(lower(name), lower(:contains)) > 0 and not exists (
                 select 1 from {TABLE} as other where other.name = newest.name and (
                     other.version > newest.version
                     or (other.version = newest.version and other.id < newest.id)
                 )
             ) order by name limit :limit""",  # noqa: S608
-            {"contains": contains, "after": after, "limit": limit},
+            {
+                "names": json.dumps(names),
+                "contains": contains,
+                "after": after,
+                "limit": limit,
+            },
         )
         return [_version(row) for row in rows]
 
     return await read(db, newest_secret_versions)
 
 
-async def count_names(db: Database, *, contains: str = "") -> int:
-    """How many secrets `newest_versions` finds. Raises DatabaseUnavailable."""
+async def last_uses(db: Database, names: list[str]) -> dict[str, LastUse]:
+    """When and by whom any version of these secrets was last used, those never used aside.
+
+    Raises DatabaseUnavailable.
+    """
+
+    def last_uses_of_secrets(conn: sqlite3.Connection) -> dict[str, LastUse]:
+        # Beside max(), SQLite takes the other columns from the row that has it.
+        rows = _select(
+            conn,
+            f"select name, max(last_used_at), last_used_by from {TABLE} "  # noqa: S608
+            f"where name in {_NAMES} and last_used_at is not null group by name",
+            {"names": json.dumps(names)},
+        )
+        return {name: LastUse(at, by) for name, at, by in rows}
+
+    return await read(db, last_uses_of_secrets)
+
+
+async def count_names(
+    db: Database, *, contains: str = "", reserved: Iterable[str] = ()
+) -> int:
+    """How many secrets `newest_versions` finds, but for those of the `reserved` names.
+
+    `reserved`: in upper case. Raises DatabaseUnavailable.
+    """
 
     def count_secret_names(conn: sqlite3.Connection) -> int:
         rows = _select(
             conn,
             f"select count(distinct name) from {TABLE} where typeof(name) = 'text' "  # noqa: S608
-            "and instr(lower(name), lower(:contains)) > 0",
-            {"contains": contains},
+            "and instr(lower(name), lower(:contains)) > 0 "
+            f"and upper(name) not in {_NAMES}",
+            {"contains": contains, "names": json.dumps(list(reserved))},
         )
         return int(rows[0][0]) if rows else 0
 
@@ -835,7 +886,7 @@ async def stored_names(db: Database, names: list[str]) -> set[str]:
         rows = _select(
             conn,
             f"select distinct name from {TABLE} "  # noqa: S608
-            "where name in (select value from json_each(:names))",
+            f"where name in {_NAMES}",
             {"names": json.dumps(names)},
         )
         return {name for (name,) in rows}
@@ -878,7 +929,7 @@ async def versions_elsewhere(db: Database, key_id: str) -> list[Version]:
         rows = _select(
             conn,
             f"select {_VERSION} from {TABLE} where wrapped_key is not null "  # noqa: S608
-            "and encryption_key_name != :key_id order by name, version desc",
+            "and encryption_key_name is not :key_id order by name, version desc",
             {"key_id": key_id},
         )
         return [_version(row) for row in rows]
@@ -925,7 +976,7 @@ async def rows_after(
             conn,
             f"""select {columns} from {TABLE} where id > :after
             and not (encrypted is null and wrapped_key is null)
-            and (:key_id is null or encryption_key_name != :key_id)
+            and (:key_id is null or encryption_key_name is not :key_id)
             order by id limit :limit""",  # noqa: S608
             {"after": row_id, "limit": limit, "key_id": but_key_id},
         )
@@ -1032,23 +1083,26 @@ async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
     """
 
     def clean_up_secrets(conn: sqlite3.Connection) -> CleanUp:
-        failed: sqlite3.DatabaseError | None = None
-        busy = False
-        for statement in ("vacuum",) * vacuum + ("pragma wal_checkpoint(truncate)",):
-            try:
-                conn.execute("pragma secure_delete = on").fetchall()
-                # VACUUM gives no row; a checkpoint says first whether it met a reader.
-                busy = any(row[0] for row in conn.execute(statement).fetchall())
-            except sqlite3.DatabaseError as error:
-                failed = failed or error
+        remains = []
+        log_emptied = True
+        try:
+            conn.execute("pragma secure_delete = on").fetchall()
+            if vacuum:
+                conn.execute("vacuum")
+        except sqlite3.DatabaseError as error:
+            remains.append(
+                "old ciphertext may remain in the file, which could not be rewritten: "
+                f"{_cause(error)}"
+            )
+        vacuumed = vacuum and not remains
+        try:
+            [(busy, *_)] = conn.execute("pragma wal_checkpoint(truncate)").fetchall()
+            log_emptied = not busy
+        except sqlite3.DatabaseError as error:
+            log_emptied = False
+            remains.append(f"the write-ahead log could not be emptied: {_cause(error)}")
         return CleanUp(
-            vacuumed=vacuum and failed is None,
-            log_emptied=not busy,
-            failed=failed is not None,
-            remains=None
-            if failed is None
-            else "old ciphertext may remain in the file, which could not be rewritten: "
-            f"{_cause(failed)}",
+            vacuumed, log_emptied, "; ".join(remains) or None, failed=bool(remains)
         )
 
     # On a connection of its own, outside of Datasette's write hooks: those take a table

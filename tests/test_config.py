@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import base64
+import sqlite3
 from pathlib import Path
 
 import pytest
+from conftest import MakeDatasette
 from datasette.app import Datasette
 from datasette.utils import StartupError
 
-from datasette_secrets import InvalidMasterKey, NotConfigured, config, envelope
+from datasette_secrets import (
+    InvalidMasterKey,
+    NotConfigured,
+    config,
+    envelope,
+    set_secret,
+)
 
 KEYS = [envelope.generate_master_key() for _ in range(3)]
 IDS = [envelope.MasterKey.parse(key).id for key in KEYS]
@@ -115,6 +123,7 @@ MALFORMED = {
     "white space within": KEYS[0][:20] + " " + KEYS[0][21:],
     "not canonical": base64.urlsafe_b64encode(bytes(32)).decode()[:-2] + "B=",
     "not ascii": "é" * 44,
+    "of both alphabets": "-_" + "+/" + base64.urlsafe_b64encode(bytes(32)).decode()[4:],
 }
 
 
@@ -192,3 +201,40 @@ async def test_not_configured_says_so_on_stderr_and_starts(
     await datasette.invoke_startup()
     assert "NONE" in capsys.readouterr().err
     datasette.close()
+
+
+async def test_keys_that_rows_need_and_nobody_configured_are_named_at_start(
+    make_datasette: MakeDatasette, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await set_secret(make_datasette(KEYS[0]), "A_NAME", "a value")
+    for keys in ([KEYS[1]], []):
+        await make_datasette(*keys).invoke_startup()
+        assert IDS[0] in capsys.readouterr().err
+
+
+async def test_the_table_is_locked_where_the_internal_file_is_served_as_well(
+    make_datasette: MakeDatasette, internal: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await set_secret(make_datasette(KEYS[0]), "A_NAME", "a value")
+    datasette = make_datasette(KEYS[0], files=[internal])
+    await datasette.invoke_startup()
+    assert "run SQL" in capsys.readouterr().err
+    response = await datasette.client.get(
+        "/internal/datasette_secrets.json",
+        cookies={"ds_actor": datasette.client.actor_cookie({"id": "root"})},
+    )
+    assert response.status_code == 403
+
+
+async def test_sql_across_databases_is_warned_of(
+    make_datasette: MakeDatasette, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "named.db")
+    sqlite3.connect(path).execute("vacuum").connection.close()
+    config = {"databases": {"named": {"allow_sql": {"id": "root"}}}}
+    for crossdb in (False, True):
+        datasette = make_datasette(
+            KEYS[0], database="named", files=[path], crossdb=crossdb, config=config
+        )
+        await datasette.invoke_startup()
+        assert ("across databases" in capsys.readouterr().err) is crossdb

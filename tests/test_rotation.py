@@ -11,6 +11,7 @@ from conftest import MakeDatasette
 from datasette.app import Datasette
 
 from datasette_secrets import (
+    CannotOpen,
     envelope,
     get_secret,
     rotation,
@@ -45,10 +46,11 @@ def rows(path: str, columns: str) -> list[Any]:
     return result
 
 
-def alter(path: str, sql: str) -> None:
+def alter(path: str, *statements: str) -> None:
     conn = sqlite3.connect(path)
     with conn:
-        conn.execute(sql)
+        for sql in statements:
+            conn.execute(sql)
     conn.close()
 
 
@@ -307,3 +309,38 @@ async def test_nothing_of_old_wraps_is_left_in_the_files(
     with open(internal, "rb") as file:
         content = file.read()
     assert sum(wrap in content for wrap in wraps) == 0
+
+
+async def test_what_does_not_read_back_as_it_was_written_is_an_error(
+    make_datasette: MakeDatasette, internal: str
+) -> None:
+    await fill(await started(make_datasette, OLD))
+    alter(
+        internal,
+        "create trigger broken_disk after update of encryption_key_name on datasette_secrets "
+        "begin update datasette_secrets set wrapped_key = randomblob(104) "
+        "where id = new.id; end",
+    )
+    with pytest.raises(CannotOpen):
+        await rotation.rotate(await started(make_datasette, NEW, OLD))
+
+
+async def test_a_row_that_names_no_key_is_found_and_keeps_old_keys_needed(
+    make_datasette: MakeDatasette, internal: str
+) -> None:
+    await fill(await started(make_datasette, OLD))
+    alter(
+        internal,
+        "pragma writable_schema = on",
+        "update sqlite_master set sql = replace(sql, 'encryption_key_name text not null', "
+        "'encryption_key_name text') where name = 'datasette_secrets'",
+    )
+    alter(
+        internal, "update datasette_secrets set encryption_key_name = null where id = 1"
+    )
+    both = await started(make_datasette, NEW, OLD)
+    report = await rotation.rotate(both, skip_unopenable=True)
+    assert [problem.code for problem in report.problems] == ["cannot-open"]
+    assert not report.complete
+    assert report.census is not None
+    assert report.census.removable == []

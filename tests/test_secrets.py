@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from conftest import MakeDatasette
+from datasette import hookimpl
 from datasette.app import Datasette
+from datasette.plugins import pm
 
 from datasette_secrets import (
     CannotOpen,
@@ -92,10 +97,19 @@ async def test_a_master_key_is_never_handed_out(
         "OLD_ENCRYPTION_KEY": "anything",
         "YEAR": master_key,
         "COPY": f"old,{master_key.replace('-', '+').replace('_', '/')}",
+        "MIXED": master_key.replace("-", "+"),
+        "HEX": base64.urlsafe_b64decode(master_key).hex().upper(),
     }.items():
         monkeypatch.setenv(f"DATASETTE_SECRETS_{name}", value)
     datasette = make_datasette({"$env": "DATASETTE_SECRETS_YEAR"})
-    for name in ("ENCRYPTION_KEY", "OLD_ENCRYPTION_KEY", "YEAR", "COPY"):
+    for name in (
+        "ENCRYPTION_KEY",
+        "OLD_ENCRYPTION_KEY",
+        "YEAR",
+        "COPY",
+        "MIXED",
+        "HEX",
+    ):
         assert (await get_secret(datasette, name) is None) is True
         assert name not in {each.name for each in await service.list_secrets(datasette)}
     for name in ("ENCRYPTION_KEY", "encryption_key", "YEAR"):
@@ -273,6 +287,17 @@ async def test_a_damaged_row_raises_and_is_mended_by_a_new_value(
     assert len(column(internal, "id")) == 2
 
 
+async def test_a_planted_number_at_the_limit_leaves_room_for_new_values(
+    datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, NAME, "a value")
+    alter(internal, f"update datasette_secrets set version = {store.VERSION_MAX}")
+    for _ in range(2):
+        version = await set_secret(datasette, NAME, "a new value")
+        assert version <= store.VERSION_MAX
+        assert await get_secret(datasette, NAME) == "a new value"
+
+
 async def test_a_row_of_0x_never_opens(datasette: Datasette, internal: str) -> None:
     alter(
         internal,
@@ -356,27 +381,31 @@ async def test_an_immutable_database_is_read_and_not_changed(
         await set_secret(datasette, NAME, "another")
 
 
-async def test_changes_are_announced_without_values(datasette: Datasette) -> None:
+@contextmanager
+def listening() -> Iterator[list[Any]]:
+    """The events that Datasette tells plugins of."""
     events: list[Any] = []
 
     class Listener:
-        @staticmethod
-        def track_event(event: Any) -> None:
+        @hookimpl
+        def track_event(self, event: Any) -> None:
             events.append(event)
 
-    from datasette import hookimpl
-    from datasette.plugins import pm
-
-    Listener.track_event = staticmethod(hookimpl(Listener.track_event))  # type: ignore[method-assign]
-    pm.register(Listener, name="listener")
+    listener = Listener()
+    pm.register(listener)
     try:
+        yield events
+    finally:
+        pm.unregister(listener)
+
+
+async def test_changes_are_announced_without_values(datasette: Datasette) -> None:
+    with listening() as events:
         await set_secret(datasette, NAME, "sentinel-value", actor_id="ann")
         await delete_secret(datasette, NAME)
         await delete_secret(datasette, NAME)
         await restore_secret(datasette, NAME)
         await service.destroy_versions(datasette, NAME, [1])
-    finally:
-        pm.unregister(name="listener")
     assert [event.name for event in events] == [
         "set-secret",
         "delete-secret",
@@ -388,12 +417,25 @@ async def test_changes_are_announced_without_values(datasette: Datasette) -> Non
     assert "sentinel" not in repr(events)
 
 
+async def test_a_change_that_was_rolled_back_is_not_announced(
+    datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, NAME, "first")
+    with listening() as events:
+        reader = sqlite3.connect(internal, isolation_level=None)
+        reader.execute("begin")
+        reader.execute("select * from datasette_secrets").fetchall()
+        # Outside of WAL mode, a reader lets a writer begin and keeps it from committing.
+        with pytest.raises(DatabaseUnavailable):
+            await set_secret(datasette, NAME, "second")
+        reader.close()
+    assert events == []
+    assert await get_secret(datasette, NAME) == "first"
+
+
 async def test_the_first_to_register_a_name_wins_and_every_kind_of_hook_counts(
     datasette: Datasette,
 ) -> None:
-    from datasette import hookimpl
-    from datasette.plugins import pm
-
     class First:
         @hookimpl(tryfirst=True)
         def register_secrets(self, datasette: Any) -> Any:
@@ -426,9 +468,6 @@ async def test_the_first_to_register_a_name_wins_and_every_kind_of_hook_counts(
 
 
 async def test_a_registered_name_may_be_any_text(datasette: Datasette) -> None:
-    from datasette import hookimpl
-    from datasette.plugins import pm
-
     class Odd:
         @hookimpl
         def register_secrets(self) -> list[Secret]:

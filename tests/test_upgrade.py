@@ -282,6 +282,27 @@ async def test_no_token_is_left_in_the_files_after_upgrade(
         assert re.search(rb"gAAAAA[\w-]{20}", file.read_bytes()) is None
 
 
+async def test_what_was_put_there_after_the_list_was_read_is_left_and_named(
+    make_datasette: MakeDatasette, internal: str
+) -> None:
+    write_values(internal)
+    datasette = await start(make_datasette, OLD)
+    listed = await rotation.upgrade(datasette, dry_run=True)
+    zero.write(internal, [("PLANTED", 1, zero.token(OLD, "planted"))])
+    alter(
+        internal,
+        "update datasette_secrets set encrypted = ? where name = 'ORDINARY'",
+        [zero.token(OLD, "another value")],
+    )
+    report = await rotation.upgrade(datasette, only=listed.offered)
+    assert report.digest != listed.digest
+    assert not report.complete
+    assert {each.name for each in report.problems} == {"PLANTED", "ORDINARY"}
+    assert report.changed == len(VALUES) - 1
+    with pytest.raises(NeedsUpgrade):
+        await get_secret(datasette, "PLANTED")
+
+
 class Events:
     """A plugin that listens."""
 
