@@ -24,8 +24,8 @@ TARGETS = {
     "rotation": ("rotation", (), ("rotation", "upgrade", "corpus", "attacks")),
     "permissions": (
         "guard",
-        (),
-        ("permissions", "config", "secrets"),
+        ("table_lock", "write_lock", "exposure", "start"),
+        ("permissions", "config", "secrets", "faults"),
     ),
     "pages": (
         "views",
@@ -46,7 +46,7 @@ EXPLAINED = (
         "the canonical spelling is compared afterwards",
     ),
     (r'surrogatepass|SURROGATEPASS|"utf-8", \)', "no name with half a pair gets here"),
-    (r"digest_size=|maxsize=", "see the line: a size that has no effect on results"),
+    (r"\(data_key is None\) and False", "libsodium's binding refuses None as a key"),
 )
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import decoder
 import pytest
+from cryptography.fernet import Fernet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.secret import SecretBox
 
 from datasette_secrets import envelope
 from datasette_secrets.envelope import KeyRing, MasterKey, Plaintext, Sealed
-from datasette_secrets.errors import CannotOpen, UnknownMasterKey
+from datasette_secrets.errors import CannotOpen, CannotUpgrade, UnknownMasterKey
 
 VECTORS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parent / "vectors/envelope-v1.json").read_text("utf-8")
@@ -419,6 +420,53 @@ def test_every_refusal_names_the_row(sealed_row: tuple[KeyRing, Sealed]) -> None
         with pytest.raises(UnknownMasterKey) as unknown:
             call(other, sealed)
         assert (unknown.value.name, unknown.value.version) == ("A", 7)
+
+
+def test_a_value_too_short_to_be_one_is_refused_by_name(
+    sealed_row: tuple[KeyRing, Sealed],
+) -> None:
+    ring, sealed = sealed_row
+    for encrypted in (None, b"", b"x" * 295):
+        with pytest.raises(CannotOpen) as caught:
+            envelope.open(
+                ring, "OPENAI_API_KEY", 3, sealed._replace(encrypted=encrypted)
+            )
+        assert (caught.value.name, caught.value.version) == ("OPENAI_API_KEY", 3)
+
+
+@pytest.mark.parametrize("name", [None, 7, b"OPENAI_API_KEY"])
+def test_a_name_that_is_no_text_is_a_damaged_row(
+    sealed_row: tuple[KeyRing, Sealed], name: Any
+) -> None:
+    ring, sealed = sealed_row
+    for refusing in (envelope.open, envelope.unwrap, envelope.rewrap):
+        with pytest.raises(CannotOpen):
+            refusing(ring, name, 3, sealed)
+
+
+@pytest.mark.parametrize(
+    ("version", "can"),
+    [
+        (1, True),
+        (200, True),
+        (2**63 - 1, True),
+        (0, False),
+        (-1, False),
+        (2**63, False),
+        (2**64 - 1, False),
+        (3**63 - 1, False),
+    ],
+)
+def test_upgrade_seals_for_versions_that_there_can_be(version: int, can: bool) -> None:
+    text = envelope.generate_master_key()
+    ring, token = KeyRing([parse_key(text)]), Fernet(text).encrypt(b"of 0.x")
+    if can:
+        sealed = envelope.upgrade(ring, "A", version, token)
+        assert envelope.open(ring, "A", version, sealed) == "of 0.x"
+        return
+    with pytest.raises(CannotUpgrade) as caught:
+        envelope.upgrade(ring, "A", version, token)
+    assert (caught.value.name, caught.value.version) == ("A", version)
 
 
 @pytest.mark.parametrize("version", [0, 2**63, 2**64 - 1])
