@@ -171,6 +171,8 @@ async def upgrade(
         with shell.progress("Bringing in", len(report.found)) as advance:
             report = await rotation.upgrade(
                 datasette,
+                # What the question named, and nothing that was planted since.
+                only=None if yes else report.offered,
                 batch_size=batch_size or rotation.BATCH_SIZE,
                 vacuum=vacuum,
                 actor_id=actor or shell.shell_user(),

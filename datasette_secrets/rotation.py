@@ -8,8 +8,8 @@ and running it again finishes the work.
 
 from __future__ import annotations
 
-import shlex
 import hashlib
+import shlex
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any

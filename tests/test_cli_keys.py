@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from contextlib import closing
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import zero
 from console import Console, key_id
+from terminal import Terminal
 
 from datasette_secrets import envelope
 
@@ -35,7 +37,7 @@ def keys_of_rows(console: Console) -> set[str]:
     return {key for (key,) in rows}
 
 
-def damage(console: Console, name: str, version: int) -> None:
+def damage(console: Console, name: str, version: object) -> None:
     console.sql(
         "update datasette_secrets set wrapped_key = zeroblob(104) "
         f"where name = '{name}' and version = {version}"
@@ -244,6 +246,24 @@ def test_verify_names_what_does_not_open_and_exits_1(old: Console) -> None:
     assert OTHER_ID in result.stdout
 
 
+@pytest.mark.parametrize("name", ["A", "ODD NAME; echo 'x'"])
+@pytest.mark.parametrize("version", ["2", "-1", "'two words'"])
+def test_the_remedy_can_be_run_as_it_stands(
+    old: Console, name: str, version: str
+) -> None:
+    quoted = name.replace("'", "''")
+    old.sql(
+        f"update datasette_secrets set name = '{quoted}', version = {version} "
+        "where name = 'A' and version = 2"
+    )
+    damage(old, quoted, version)
+    [problem] = old.json("verify")["problems"]
+    begin, *arguments = shlex.split(problem["remedy"].split(": ")[-1])[1:]
+    assert begin == "secrets"
+    old.ok(*arguments, "--yes")
+    assert old.json("verify")["ok"] is True
+
+
 # upgrade
 
 
@@ -287,6 +307,20 @@ def test_an_upgrade_lists_what_it_found_and_asks(zero_x: Console) -> None:
     assert result.exit_code == 1
     assert "Brought in 2 of 3 versions" in result.stdout
     assert "LOST version 1" in result.stdout.split("Brought in")[1]
+
+
+def test_what_is_planted_while_the_question_waits_is_not_brought_in(
+    zero_x: Console,
+) -> None:
+    terminal = Terminal(zero_x, "upgrade")
+    terminal.until("Bring in 3 versions?")
+    with closing(sqlite3.connect(zero_x.internal)) as conn, conn:
+        zero.insert(conn, "PLANTED", 1, zero.token(OLD, "planted"))
+    terminal.type("y")
+    assert terminal.end() == 1
+    assert "Brought in 2 of 4 versions" in terminal.shown
+    assert "PLANTED version 1 was not on the list" in terminal.shown
+    assert "upgrade" in zero_x.refused("get", "PLANTED")
 
 
 def test_an_upgrade_in_json_has_a_documented_shape(zero_x: Console) -> None:
