@@ -85,6 +85,9 @@ if not TYPE_CHECKING:
 
         return getattr(service, name)
 
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 def get_config(datasette: Datasette) -> dict[str, str] | None:
     """`{"database": …}` if a master key is configured, else None. Kept from 0.x.

@@ -206,7 +206,10 @@ def _follow(entry: Any) -> tuple[str, str, str]:
                 with open(name, encoding="utf-8") as file:
                     return f" ($file {name})", file.read(), ""
             except OSError as error:
-                return "", "", f"$file {name}: {error.strerror or 'unreadable'}"
+                where = (
+                    "" if os.path.isabs(name) else f", which is {os.path.abspath(name)}"
+                )
+                return "", "", f"$file {name}{where}: {error.strerror or 'unreadable'}"
             except ValueError:
                 return "", "", f"$file {name}: not text"
     return "", "", "it must be text, {$env: NAME} or {$file: PATH}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,14 @@ async def get_secrets(datasette: Datasette) -> list[Secret]:
     by_name: dict[str, Secret] = {}
     for registered in pm.hook.register_secrets(datasette=datasette):
         for secret in await await_me_maybe(registered) or ():
-            by_name.setdefault(secret.name, secret)
+            if isinstance(secret, Secret) and isinstance(secret.name, str):
+                by_name.setdefault(secret.name, secret)
+            else:
+                print(
+                    "datasette-secrets: a plugin registered an object of type "
+                    f"{type(secret).__name__}, which is no Secret with a name: left out",
+                    file=sys.stderr,
+                )
     return list(by_name.values()) or [EXAMPLE]
 
 

@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import decoder
@@ -352,6 +353,37 @@ async def test_a_writer_can_bring_back_an_older_version_by_removing_the_newest(
 ) -> None:
     attacker.run("delete from datasette_secrets where version = 2")
     assert await get_secret(datasette, "OPENAI_API_KEY") == "openai 1"
+
+
+async def test_a_writer_can_put_back_a_row_that_stood_there_before(
+    datasette: Datasette, attacker: Attacker
+) -> None:
+    kept = attacker.row("BANK_API_KEY", 1)
+    attacker.run("delete from datasette_secrets where name = 'BANK_API_KEY'")
+    await set_secret(datasette, "BANK_API_KEY", "a value set since")
+    attacker.put(
+        "BANK_API_KEY",
+        1,
+        wrapped_key=kept["wrapped_key"],
+        encrypted=kept["encrypted"],
+    )
+    assert await get_secret(datasette, "BANK_API_KEY") == "bank 1"
+
+
+async def test_a_row_of_another_instance_opens_under_a_shared_master_key(
+    datasette: Datasette,
+    attacker: Attacker,
+    make_datasette: MakeDatasette,
+    master_key: str,
+    tmp_path: Path,
+) -> None:
+    path = str(tmp_path / "another.db")
+    await set_secret(make_datasette(master_key, internal=path), "BANK_API_KEY", "other")
+    row = Attacker(path).row("BANK_API_KEY", 1)
+    attacker.put(
+        "BANK_API_KEY", 1, wrapped_key=row["wrapped_key"], encrypted=row["encrypted"]
+    )
+    assert await get_secret(datasette, "BANK_API_KEY") == "other"
 
 
 async def test_a_writer_can_undo_a_deletion(

@@ -158,7 +158,7 @@ def test_the_json_api_answers_every_curl_example(
         for value in ("one", "two", "three"):
             setup += f'\napi $URL/OPENAI_API_KEY/-/set -d \'{{"value": "{value}"}}\'\n'
         done = subprocess.run(
-            ["bash", "-e", "-c", "shopt -s expand_aliases\n" + setup + "".join(rest)],
+            ["bash", "-e", "-c", setup + "".join(rest)],
             cwd=folder,
             env=shell,
             check=True,

@@ -467,6 +467,23 @@ async def test_the_first_to_register_a_name_wins_and_every_kind_of_hook_counts(
     assert [each.name for each in await get_secrets(datasette)] == ["EXAMPLE_SECRET"]
 
 
+async def test_what_is_no_secret_is_left_out_and_said(
+    datasette: Datasette, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Careless:
+        @hookimpl
+        def register_secrets(self) -> list[Any]:
+            return ["A_NAME", Secret(None), Secret("GOOD")]  # type: ignore[arg-type]
+
+    plugin = Careless()
+    pm.register(plugin)
+    try:
+        assert [each.name for each in await get_secrets(datasette)] == ["GOOD"]
+    finally:
+        pm.unregister(plugin)
+    assert "of type str" in capsys.readouterr().err
+
+
 async def test_a_registered_name_may_be_any_text(datasette: Datasette) -> None:
     class Odd:
         @hookimpl
