@@ -57,6 +57,7 @@ class Row:
     label: str
     variable: str
     description: Markup
+    is_example: bool
     obtain_url: str | None
     obtain_label: str
     version: object
@@ -78,6 +79,7 @@ class VersionRow:
     is_newest: bool
     is_destroyed: bool
     note: str
+    shows_note: bool
     key_id: str
     created: Deed
     used: Deed
@@ -136,6 +138,7 @@ class Display:
             label=STATE_LABELS[listed.state],
             variable=config.ENV_PREFIX + listed.name,
             description=Markup((registered and registered.description) or ""),  # noqa: S704  # plugins are trusted code, and may use HTML here
+            is_example=registered is registry.EXAMPLE,
             obtain_url=url,
             obtain_label=(registered and registered.obtain_label) or "Get one",
             version=newest.version if newest else None,
@@ -144,9 +147,7 @@ class Display:
             updated=self.deed(
                 newest and newest.updated_at, newest and newest.updated_by
             ),
-            used=self.deed(
-                newest and newest.last_used_at, newest and newest.last_used_by
-            ),
+            used=self.deed(listed.used.at, listed.used.by),
             deleted=self.deed(
                 newest and newest.deleted_at, newest and newest.deleted_by
             ),
@@ -158,10 +159,9 @@ class Display:
         state: str,
         *,
         is_newest: bool,
-        previous: store.Version | None,
+        shows_note: bool,
     ) -> VersionRow:
-        """A row of the history, which shows a note where it is another than before."""
-        is_new = previous is None or previous.note != version.note
+        """A row of the history."""
         return VersionRow(
             version=version.version,
             number=version.version if type(version.version) is int else None,
@@ -169,7 +169,8 @@ class Display:
             label=STATE_LABELS[state],
             is_newest=is_newest,
             is_destroyed=version.is_destroyed,
-            note=str(version.note or "") if is_new else "",
+            note=str(version.note or ""),
+            shows_note=shows_note,
             key_id=version.key_id,
             created=self.deed(version.created_at, version.created_by),
             used=self.deed(version.last_used_at, version.last_used_by),
@@ -276,6 +277,8 @@ def secret_json(listed: service.Listed) -> dict[str, Any]:
         "obtain_url": obtain_url(registered),
         "obtain_label": registered.obtain_label if registered else None,
         **(_version_json(newest) if newest else dict.fromkeys(_VERSION_KEYS)),
+        "last_used_at": _plain(listed.used.at),
+        "last_used_by": _plain(listed.used.by),
     }
 
 
@@ -300,7 +303,8 @@ _VERSION_KEYS = (
 
 
 def _version_json(version: store.Version) -> dict[str, Any]:
-    return {key: _plain(getattr(version, key)) for key in _VERSION_KEYS}
+    known = {key: _plain(getattr(version, key)) for key in _VERSION_KEYS}
+    return {**known, "key_id": None} if version.is_destroyed else known
 
 
 def _plain(known: object) -> object:

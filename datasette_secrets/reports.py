@@ -75,19 +75,20 @@ def upgrade_json(place: service.Vault, report: rotation.Upgrade) -> dict[str, An
 def print_list(listed: list[service.Listed]) -> None:
     shell.print_table(
         ("NAME", "STATE", "VERSION", "UPDATED", "BY", "LAST USED", "BY", "NOTE"),
-        [(each.name, each.state, *_newest_cells(each.newest)) for each in listed],
+        [(each.name, each.state, *_newest_cells(each)) for each in listed],
     )
 
 
-def _newest_cells(newest: store.Version | None) -> tuple[object, ...]:
+def _newest_cells(listed: service.Listed) -> tuple[object, ...]:
+    newest, used = listed.newest, listed.used
     if newest is None:
         return (None,) * 6
     return (
         newest.version,
         newest.updated_at,
         newest.updated_by,
-        newest.last_used_at,
-        newest.last_used_by,
+        used.at,
+        used.by,
         newest.note,
     )
 

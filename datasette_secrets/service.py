@@ -443,12 +443,14 @@ class Listed(NamedTuple):
 
     `state`: one of STATES. `registered`: what the plugin says that waits for it, if one
     does. `newest`: its newest stored version, also where the environment overrides it.
+    `used`: the last use of it, whichever its version was.
     """
 
     name: str
     state: str
     registered: registry.Secret | None
     newest: store.Version | None
+    used: store.LastUse
 
 
 async def list_secrets(
@@ -469,15 +471,7 @@ async def list_secrets(
     registered = {
         secret.name: secret for secret in await registry.get_secrets(datasette)
     }
-    stored = {
-        version.name: version
-        for version in await store.newest_versions(
-            place.db,
-            contains=contains,
-            after=after,
-            limit=-1 if limit is None else limit,
-        )
-    }
+    stored = await _newest_versions(place, contains, after, limit)
     asked_for = {
         name
         for name in registered
@@ -486,18 +480,42 @@ async def list_secrets(
     # Names as code points, which is how SQLite orders their UTF-8. A registered name that
     # lies after a full page of stored ones is cut off again, so it need not be known here
     # whether it is stored.
+    uses = await store.last_uses(place.db, list(stored))
     listed = (
-        _listed(place, name, registered.get(name), stored.get(name))
+        _listed(place, name, registered.get(name), stored.get(name), uses.get(name))
         for name in sorted(asked_for | stored.keys())
         if not place.settings.is_reserved(name)
     )
     return [each for each in listed if waiting or each.state != "not-set"][:limit]
 
 
-async def waiting_secrets(datasette: Datasette, *, contains: str = "") -> list[Listed]:
-    """What plugins registered and nobody ever set, in the order of registration.
+async def _newest_versions(
+    place: Vault, contains: str, after: str | None, limit: int | None
+) -> dict[str, store.Version]:
+    """`limit` of the newest versions by name. Reserved names do not count."""
+    found: dict[str, store.Version] = {}
+    while True:
+        versions = await store.newest_versions(
+            place.db,
+            contains=contains,
+            after=after,
+            limit=-1 if limit is None else limit,
+        )
+        found |= {
+            each.name: each
+            for each in versions
+            if not place.settings.is_reserved(each.name)
+        }
+        if limit is None or len(found) >= limit or len(versions) < limit:
+            return found
+        after = versions[-1].name
 
-    `contains` as in `list_secrets`. Raises DatabaseUnavailable.
+
+async def waiting_secrets(datasette: Datasette, *, contains: str = "") -> list[Listed]:
+    """What plugins registered and has no value, in the order of registration.
+
+    Nobody ever set it, or the newest version was destroyed; one that was deleted does not
+    wait. `contains` as in `list_secrets`. Raises DatabaseUnavailable.
     """
     place = vault(datasette)
     registered = [
@@ -506,13 +524,17 @@ async def waiting_secrets(datasette: Datasette, *, contains: str = "") -> list[L
         if contains.casefold() in secret.name.casefold()
         and not place.settings.is_reserved(secret.name)
     ]
-    stored = await store.stored_names(place.db, [each.name for each in registered])
+    names = [each.name for each in registered]
+    stored = {
+        version.name: version
+        for version in await store.newest_versions(place.db, names=names)
+    }
+    uses = await store.last_uses(place.db, names)
     listed = [
-        _listed(place, secret.name, secret, None)
-        for secret in registered
-        if secret.name not in stored
+        _listed(place, name, secret, stored.get(name), uses.get(name))
+        for name, secret in zip(names, registered, strict=True)
     ]
-    return [each for each in listed if each.state == "not-set"]
+    return [each for each in listed if each.state in ("not-set", "destroyed")]
 
 
 async def count_secrets(datasette: Datasette, *, contains: str = "") -> int:
@@ -526,7 +548,7 @@ async def count_secrets(datasette: Datasette, *, contains: str = "") -> int:
     ]
     stored = await store.stored_names(place.db, registered)
     return len(set(registered) - stored) + await store.count_names(
-        place.db, contains=contains
+        place.db, contains=contains, reserved=place.settings.reserved
     )
 
 
@@ -541,7 +563,9 @@ async def find_secret(datasette: Datasette, name: str) -> Listed | None:
     }
     if not versions and name not in registered:
         return None
-    return _listed(place, name, registered.get(name), versions[0] if versions else None)
+    uses = await store.last_uses(place.db, [name])
+    newest = versions[0] if versions else None
+    return _listed(place, name, registered.get(name), newest, uses.get(name))
 
 
 def _listed(
@@ -549,8 +573,10 @@ def _listed(
     name: str,
     registered: registry.Secret | None,
     newest: store.Version | None,
+    used: store.LastUse | None,
 ) -> Listed:
-    return Listed(name, _state(place, name, newest), registered, newest)
+    state = _state(place, name, newest)
+    return Listed(name, state, registered, newest, used or store.LastUse())
 
 
 def _state(place: Vault, name: str, newest: store.Version | None) -> str:

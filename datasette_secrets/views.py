@@ -41,6 +41,8 @@ JSON_PAGE_SIZE_MAX = 1_000
 VERSIONS_MAX = 10_000
 #: How many at a time, so that the event loop goes on turning for everybody else.
 _BATCH_SIZE = 100
+#: How many versions a message names; of more it says how many.
+_NUMBERS_MAX = 10
 _LIST = "/-/secrets"
 _TEMPLATES = "datasette_secrets"
 _STATUSES: tuple[tuple[type[SecretsError], int], ...] = (
@@ -58,7 +60,7 @@ _FIELDS = {
     "rollback": ("version", "expected_version"),
     "destroy": ("version", "versions"),
     "rotate": ("skip_unopenable",),
-    "upgrade": (),
+    "upgrade": ("digest",),
 }
 
 
@@ -291,9 +293,19 @@ def _number(sent: Body, field: str) -> int | None:
         return None
     if sent.is_form and number.isascii() and number.isdigit() and len(number) < 17:
         number = int(number)
-    if type(number) is not int or not 0 <= number <= store.VERSION_MAX:
+    if not _is_number(number):
         raise InvalidSecret(f"{field} must be a whole number")
-    return number
+    return int(number)
+
+
+def _flag(sent: Body, field: str) -> bool:
+    """Whether this was asked for: a box that is ticked, or true. Raises InvalidSecret."""
+    flag = sent.first(field)
+    if sent.is_form:
+        return bool(flag)
+    if flag is not None and not isinstance(flag, bool):
+        raise InvalidSecret(f"{field} must be true or false")
+    return bool(flag)
 
 
 # The list.
@@ -333,6 +345,7 @@ async def list_page(datasette: Datasette, request: Request) -> Response:
             "census": census,
             "keys": display.key_rows(census, place.settings.sources),
             "to_rewrap": _to_rewrap(census),
+            "can_rewrap": any(census.counts.get(key_id) for key_id in census.ring[1:]),
             "add_url": datasette.urls.path(f"{_LIST}/-/add"),
             "rotate_url": datasette.urls.path(f"{_LIST}/-/rotate"),
             "upgrade_url": datasette.urls.path(f"{_LIST}/-/upgrade"),
@@ -485,8 +498,13 @@ async def _secret_page(
             "expected_version": _expected(history),
             "note_max": service.NOTE_MAX_CHARACTERS,
             "missing_configuration": place.settings.missing,
+            "census": await rotation.census(datasette),
             "read_only": guard.why_read_only(place),
             "can_destroy": any(not version.is_destroyed for version in history),
+            "can_roll_back": any(
+                service.version_state(place, version) == "stored"
+                for version in history[1:]
+            ),
             "upgrade_url": datasette.urls.path(f"{_LIST}/-/upgrade"),
             "error": error,
         },
@@ -503,9 +521,12 @@ def _start_of_page(request: Request, stored: int) -> int:
 
 def _expected(history: list[store.Version]) -> object:
     """The newest version for the form to carry; nothing where its row is damaged."""
-    if not history:
-        return 0
-    return history[0].version if type(history[0].version) is int else ""
+    newest = history[0].version if history else 0
+    return newest if _is_number(newest) else ""
+
+
+def _is_number(number: object) -> bool:
+    return type(number) is int and 0 <= number <= store.VERSION_MAX
 
 
 def _version_rows(
@@ -514,13 +535,18 @@ def _version_rows(
     history: list[store.Version],
     versions: list[store.Version],
 ) -> list[display.VersionRow]:
-    before = dict(zip((each.id for each in history), history[1:], strict=False))
+    """The rows of these versions. A note is left out between two that have the same."""
+    same = {
+        each.id
+        for newer, each, older in zip(history, history[1:], history[2:], strict=False)
+        if newer.note == each.note == older.note
+    }
     return [
         shown.version(
             version,
             service.version_state(place, version),
             is_newest=version.id == history[0].id,
-            previous=before.get(version.id),
+            shows_note=version.id not in same,
         )
         for version in versions
     ]
@@ -570,6 +596,7 @@ async def _add_page(
             "name_max": service.NAME_MAX_CHARACTERS,
             "note_max": service.NOTE_MAX_CHARACTERS,
             "missing_configuration": place.settings.missing,
+            "census": await rotation.census(datasette),
             "read_only": guard.why_read_only(place),
             "error": error,
         },
@@ -625,7 +652,7 @@ async def _store(
             actor_id=_actor_id(request),
             expected_version=expected_version,
         )
-        return version, f"Secret {name} updated"
+        return version, f"Secret {name} {'stored' if version == 1 else 'updated'}"
     note = _note(sent)
     if note is None:
         raise InvalidSecret(f"{name} needs a value, a note, or both")
@@ -733,11 +760,17 @@ async def _destroy(
     destroyed, cleaned = await service.destroy_versions(
         datasette, name, versions, actor_id=_actor_id(request)
     )
-    plural = "s" if len(versions) > 1 else ""
     return (
         {"versions": versions, "destroyed": destroyed, "remains": cleaned.remains},
-        f"Version{plural} {', '.join(map(str, versions))} of {name} destroyed",
+        f"{_enumerate(versions)} of {name} destroyed",
     )
+
+
+def _enumerate(versions: list[Any]) -> str:
+    """These versions in a message, which a cookie carries: browsers drop a large one."""
+    if len(versions) > _NUMBERS_MAX:
+        return _versions(len(versions))
+    return f"Version{'s' * (len(versions) > 1)} {', '.join(map(str, versions))}"
 
 
 _ACTIONS: dict[str, Callable[[Datasette, Request, str, Body], Awaitable[_Done]]] = {
@@ -807,12 +840,13 @@ async def rotate_page(datasette: Datasette, request: Request) -> Response:
         return await _rotate_page(datasette, request)
     try:
         sent = await _read(request, "rotate")
+        skip_unopenable = _flag(sent, "skip_unopenable")
         if _to_rewrap(await rotation.census(datasette)) > VERSIONS_MAX:
             raise _too_many("rotate-key")
         done = await rotation.rotate(
             datasette,
             batch_size=_BATCH_SIZE,
-            skip_unopenable=bool(sent.first("skip_unopenable")),
+            skip_unopenable=skip_unopenable,
             actor_id=_actor_id(request),
         )
         if done.problems and not done.clean_up:
@@ -846,11 +880,22 @@ async def upgrade_page(datasette: Datasette, request: Request) -> Response:
             raise _not_allowed("POST")
         return await _upgrade_page(datasette, request)
     try:
-        await _read(request, "upgrade")
+        sent = await _read(request, "upgrade")
         if (await rotation.census(datasette)).versions > VERSIONS_MAX:
             raise _too_many("upgrade")
+        listed = await rotation.upgrade(datasette, dry_run=True, batch_size=_BATCH_SIZE)
+        shown = sent.first("digest")
+        if shown != listed.digest and not (shown is None and _wants_json(request)):
+            raise _Refused(
+                409,
+                "Nothing was changed, because what 0.x stored here is no longer what the "
+                "list showed you: look at it again",
+            )
         done = await rotation.upgrade(
-            datasette, batch_size=_BATCH_SIZE, actor_id=_actor_id(request)
+            datasette,
+            only=listed.offered,
+            batch_size=_BATCH_SIZE,
+            actor_id=_actor_id(request),
         )
     except (SecretsError, _Refused) as error:
         if _wants_json(request):
@@ -960,15 +1005,13 @@ async def _upgrade_page(
     place.settings.require_ring()
     census = await rotation.census(datasette)
     is_large = census.versions > VERSIONS_MAX
-    found: list[tuple[str, object]] = []
-    problems: list[rotation.Problem] = []
+    report = rotation.Upgrade(dry_run=True)
     lacking = ""
     if census.legacy and not is_large:
         try:
             report = await rotation.upgrade(
                 datasette, dry_run=True, batch_size=_BATCH_SIZE
             )
-            found, problems = report.found, report.problems
         except MissingExtra as missing:
             lacking = str(missing)
     return await _page(
@@ -977,8 +1020,9 @@ async def _upgrade_page(
         "upgrade",
         {
             "legacy": census.legacy,
-            "found": found,
-            "problems": problems,
+            "found": report.found,
+            "problems": report.problems,
+            "digest": report.digest,
             "lacking": lacking,
             "is_large": is_large,
             "versions_max": VERSIONS_MAX,

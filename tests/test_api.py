@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from conftest import MakeDatasette
+from cryptography.fernet import Fernet
 from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.plugins import pm
 from datasette.utils import tilde_encode
 
-from datasette_secrets import Secret, get_secret, set_secret
+from datasette_secrets import Secret, get_secret, rotation, set_secret
 from datasette_secrets.envelope import generate_master_key
 
 VALUE = "sk-live-4f9c0d1e"
@@ -478,6 +479,40 @@ async def test_a_destroyed_version_cannot_be_restored(api: Any) -> None:
     await api("/KEY/-/delete", {})
     await api("/KEY/-/destroy", {"version": 1})
     assert_refused(await api("/KEY/-/restore", {}), 400)
+
+
+@pytest.mark.parametrize("skip", ["no", "false", 1, 0, [], {}])
+async def test_what_does_not_open_is_left_out_only_for_true(
+    api: Any, datasette: Datasette, skip: Any
+) -> None:
+    assert_refused(await api("/-/rotate", {"skip_unopenable": skip}), 400)
+    for flag in (True, False, None):
+        assert (await api("/-/rotate", {"skip_unopenable": flag})).status_code == 200
+
+
+async def test_a_destroyed_version_needs_no_key(api: Any) -> None:
+    for value in ("one", "two"):
+        await api("/KEY/-/set", {"value": value})
+    await api("/KEY/-/destroy", {"version": 1})
+    newest, first = (await api("/KEY.json")).json()["versions"]
+    assert len(newest["key_id"]) == 16 and first["key_id"] is None
+    await api("/KEY/-/destroy", {"version": 2})
+    assert (await api("/KEY.json")).json()["secret"]["key_id"] is None
+
+
+async def test_a_digest_lets_an_upgrade_bring_in_only_what_it_stands_for(
+    api: Any, datasette: Datasette, master_key: str
+) -> None:
+    await datasette.get_internal_database().execute_write(
+        "insert into datasette_secrets (name, version, encrypted, encryption_key_name) "
+        "values ('OLD', 1, ?, 'default')",
+        [Fernet(master_key).encrypt(VALUE.encode())],
+    )
+    assert_refused(await api("/-/upgrade", {"digest": "0" * 64}), 409)
+    assert (await api("/OLD.json")).json()["secret"]["state"] == "needs-upgrade"
+    digest = (await rotation.upgrade(datasette, dry_run=True)).digest
+    assert (await api("/-/upgrade", {"digest": digest})).json()["upgraded"] == 1
+    assert (await api("/-/upgrade", {})).json()["upgraded"] == 0
 
 
 async def test_a_reserved_name_is_nowhere(api: Any) -> None:

@@ -75,6 +75,22 @@ def rows(page: Any) -> dict[str, str]:
     return dict(re.findall(r'data-secret="([^"]*)" data-state="([^"]*)"', page.text))
 
 
+def digest(page: Any) -> str:
+    """What the form of an upgrade carries: the digest of what its page lists."""
+    return re.findall(r'name="digest" value="([0-9a-f]{64})"', page.text)[0]
+
+
+def plant(internal: str, name: str, key: str) -> None:
+    """A row as datasette-secrets 0.x wrote it."""
+    with sqlite3.connect(internal) as conn:
+        conn.execute(
+            "insert into datasette_secrets (name, version, encrypted, encryption_key_name)"
+            " values (?, 1, ?, 'default')",
+            [name, Fernet(key).encrypt(VALUE.encode())],
+        )
+    conn.close()
+
+
 # The list.
 
 
@@ -90,13 +106,7 @@ async def test_the_list_shows_every_state(
         await set_secret(datasette, name, VALUE)
     await delete_secret(datasette, "DELETED")
     await destroy_versions(datasette, "DESTROYED", [1])
-    with sqlite3.connect(internal) as conn:
-        conn.execute(
-            "insert into datasette_secrets (name, version, encrypted, encryption_key_name)"
-            " values ('OLD', 1, ?, 'default')",
-            [Fernet(master_key).encrypt(VALUE.encode())],
-        )
-    conn.close()
+    plant(internal, "OLD", master_key)
     for name in ("OVERRIDDEN", "IN_THE_ENVIRONMENT"):
         monkeypatch.setenv(f"DATASETTE_SECRETS_{name}", VALUE)
 
@@ -203,6 +213,39 @@ async def test_the_list_is_paged_and_every_secret_is_on_one_page(
     assert sorted(seen) == ["EXAMPLE_SECRET"] + [f"KEY_{n:03}" for n in range(205)]
 
 
+@pytest.mark.parametrize(
+    "name", ["ENCRYPTION_KEY", "encryption_key", "ENCRYPT\u0131ON_KEY"]
+)
+async def test_a_planted_reserved_name_takes_no_place_on_a_page(
+    visitor: Visitor, datasette: Datasette, internal: str, name: str
+) -> None:
+    for number in range(101):
+        await set_secret(datasette, f"zz_{number:03}", VALUE)
+    with sqlite3.connect(internal) as conn:
+        conn.execute(
+            "insert into datasette_secrets (name, version, encryption_key_name) "
+            "values (?, 1, '')",
+            [name],
+        )
+    conn.close()
+    first = await visitor.get()
+    assert 'href="/-/secrets?_next=' in first.text and len(rows(first)) == 101
+    assert name not in rows(first)
+    for size in (1, 100):
+        paged = (await visitor.get(f".json?_size={size}")).json()
+        assert len(paged["secrets"]) == size and paged["next"]
+
+
+async def test_a_planted_reserved_name_is_not_counted(
+    visitor: Visitor, datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, "KEY", VALUE)
+    with sqlite3.connect(internal) as conn:
+        conn.execute("update datasette_secrets set name = 'encryption_key'")
+    conn.close()
+    assert "1 secret</p>" in (await visitor.get()).text
+
+
 @pytest.mark.parametrize("query", ["mail", "MAIL", "Mail"])
 async def test_the_list_is_filtered_whatever_the_case(
     visitor: Visitor, datasette: Datasette, query: str
@@ -249,7 +292,7 @@ async def test_a_secret_is_stored_through_the_form(
         "/EXAMPLE_SECRET", secret=VALUE, note="a note", expected_version="0"
     )
     assert (saved.status_code, saved.headers["location"]) == (302, "/-/secrets")
-    assert await visitor.messages(saved) == ["Secret EXAMPLE_SECRET updated"]
+    assert await visitor.messages(saved) == ["Secret EXAMPLE_SECRET stored"]
     assert await get_secret(datasette, "EXAMPLE_SECRET") == VALUE
     after = await visitor.get("/EXAMPLE_SECRET")
     assert 'name="expected_version" value="1"' in after.text
@@ -449,6 +492,120 @@ async def test_an_action_with_nothing_chosen_asks_again(
     assert 'name="version" value="1"' in answer.text
 
 
+async def test_a_message_about_many_versions_is_a_cookie_that_browsers_keep(
+    visitor: Visitor, datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, "KEY", VALUE)
+    with sqlite3.connect(internal) as conn:
+        conn.execute(
+            """insert into datasette_secrets (name, version, encrypted,
+            encryption_key_name, wrapped_key, envelope_version)
+            with recursive n(i) as (select 2 union all select i + 1 from n limit 1498)
+            select name, i, encrypted, encryption_key_name, wrapped_key, 1
+            from n, datasette_secrets"""
+        )
+    conn.close()
+    done = await visitor.post("/KEY/-/destroy", version=[*range(1, 1500)])
+    assert len(done.headers["set-cookie"]) < 4096
+    assert await visitor.messages(done) == ["1,499 versions of KEY destroyed"]
+
+
+async def test_a_secret_without_any_value_offers_only_what_can_be_done(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    for value in ("one", "two"):
+        await set_secret(datasette, "KEY", value)
+    await destroy_versions(datasette, "KEY", [2])
+    page = (await visitor.get("/KEY")).text
+    assert "or roll back to an earlier version" in page and ">Remove<" in page
+    await destroy_versions(datasette, "KEY", [1])
+    page = (await visitor.get("/KEY")).text
+    assert "roll back" not in page and ">Remove<" not in page
+    assert "keep the value" not in page
+    assert "Leave it blank to change only the note" in page
+
+
+async def test_what_a_plugin_waits_for_waits_again_when_it_is_destroyed(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    secrets = [Secret("SET"), Secret("DELETED"), Secret("DESTROYED"), Secret("NEVER")]
+    for secret in secrets[:3]:
+        await set_secret(datasette, secret.name, VALUE)
+    await delete_secret(datasette, "DELETED")
+    await destroy_versions(datasette, "DESTROYED", [1])
+    with plugin(register_secrets=lambda: secrets):
+        page = await visitor.get()
+    waiting, stored = page.text.split('id="secrets-all"')
+    found = [re.findall(r'data-secret="([^"]*)"', part) for part in (waiting, stored)]
+    assert found == [["DESTROYED", "NEVER"], ["DELETED", "DESTROYED", "SET"]]
+
+
+async def test_the_example_is_said_to_be_used_by_nothing(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    said = "nothing uses it; it is here to try, until a plugin registers a secret"
+    for path in ("", "/EXAMPLE_SECRET"):
+        assert said in (await visitor.get(path)).text
+    with plugin(register_secrets=lambda: [Secret("EXAMPLE_SECRET", "Mine")]):
+        assert said not in (await visitor.get()).text
+
+
+async def test_a_use_of_an_earlier_version_still_is_the_last_use_of_the_secret(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", "one")
+    await get_secret(datasette, "KEY", "ada")
+    await set_secret(datasette, "KEY", "two")
+    for path in ("", "/KEY"):
+        page = (await visitor.get(path)).text
+        part = page.partition('id="secrets-history"')[0]
+        assert re.findall(r'secrets-who">([^<]*)<', part) == ["ada"]
+    newest, first = re.findall(r"data-version=.*?</tr>", page, re.S)
+    assert "never" in newest and "ada" in first
+    shown = (await visitor.get("/KEY.json")).json()
+    assert shown["secret"]["last_used_by"] == "ada"
+    assert [each["last_used_by"] for each in shown["versions"]] == [None, "ada"]
+
+
+async def test_rolling_back_says_which_note_is_kept(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", "one", note="the <first>")
+    await set_secret(datasette, "KEY", "two", note="the second")
+    question = (await visitor.get("/KEY/-/rollback?version=1")).text
+    assert "keeps the note of version 2: <q>the second</q>" in question
+    assert "that of version 1 is <q>the &lt;first&gt;</q>" in question
+
+
+async def test_the_history_shows_a_note_wherever_it_changes(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    for note in ("a", "b", "b", "b", "b", "c"):
+        await set_secret(datasette, "KEY", VALUE, note=note)
+    page = (await visitor.get("/KEY")).text
+    shown = {
+        int(version): re.findall(r'secrets-note">([^<]*)<', row)
+        for version, row in re.findall(r'data-version="(\d)"(.*?)</tr>', page, re.S)
+    }
+    assert shown == {6: ["c"], 5: ["b"], 4: [], 3: [], 2: ["b"], 1: ["a"]}
+
+
+@pytest.mark.parametrize("version", [2**53 - 1, 2**53, 2**53 + 1, 2**63 - 1, -5])
+async def test_whatever_number_was_planted_the_form_still_saves(
+    visitor: Visitor, datasette: Datasette, internal: str, version: int
+) -> None:
+    await set_secret(datasette, "KEY", "one")
+    with sqlite3.connect(internal) as conn:
+        conn.execute("update datasette_secrets set version = ?", [version])
+    conn.close()
+    for value in ("two", "three"):
+        page = (await visitor.get("/KEY")).text
+        [expected] = re.findall(r'name="expected_version" value="([^"]*)"', page)
+        saved = await visitor.post("/KEY", secret=value, expected_version=expected)
+        assert saved.status_code == 302
+        assert await get_secret(datasette, "KEY") == value
+
+
 async def test_the_history_names_versions_people_and_keys(
     visitor: Visitor, datasette: Datasette
 ) -> None:
@@ -498,20 +655,43 @@ async def test_rows_of_0x_are_upgraded(
     visitor: Visitor, datasette: Datasette, master_key: str, internal: str
 ) -> None:
     await set_secret(datasette, "OTHER", VALUE)
-    with sqlite3.connect(internal) as conn:
-        conn.execute(
-            "insert into datasette_secrets (name, version, encrypted, encryption_key_name)"
-            " values ('OLD', 1, ?, 'default')",
-            [Fernet(master_key).encrypt(VALUE.encode())],
-        )
-    conn.close()
+    plant(internal, "OLD", master_key)
     assert "1 version stored by datasette-secrets 0.x" in (await visitor.get()).text
     question = await visitor.get("/-/upgrade")
     assert "OLD" in question.text and "OTHER" not in question.text
-    done = await visitor.post("/-/upgrade")
+    done = await visitor.post("/-/upgrade", digest=digest(question))
     assert await visitor.messages(done) == ["1 version upgraded"]
     assert await get_secret(datasette, "OLD") == VALUE
     assert "Nothing is left to do" in (await visitor.get("/-/upgrade")).text
+
+
+async def test_an_upgrade_brings_in_only_what_its_page_listed(
+    visitor: Visitor, datasette: Datasette, master_key: str, internal: str
+) -> None:
+    plant(internal, "OLD", master_key)
+    question = await visitor.get("/-/upgrade")
+    plant(internal, "PLANTED", master_key)
+    for fields in ({"digest": digest(question)}, {"digest": ""}):
+        refused = await visitor.post("/-/upgrade", **fields)
+        assert refused.status_code == 409
+        assert "is no longer what the list showed you" in refused.text
+        assert "PLANTED" in refused.text and "OLD" in refused.text
+        assert "2 versions stored by" in (await visitor.get()).text
+    done = await visitor.post("/-/upgrade", digest=digest(refused))
+    assert await visitor.messages(done) == ["2 versions upgraded"]
+
+
+async def test_re_wrapping_is_not_offered_where_only_a_missing_key_opens(
+    make_datasette: MakeDatasette, master_key: str
+) -> None:
+    lost = make_datasette(generate_master_key())
+    await lost.invoke_startup()
+    await set_secret(lost, "KEY", VALUE)
+    visitor = Visitor(make_datasette(master_key))
+    await visitor.datasette.invoke_startup()
+    page = await visitor.get()
+    assert "/-/secrets/-/rotate" not in page.text
+    assert "cannot be re-wrapped: what wraps it is not configured" in page.text
 
 
 async def test_a_row_whose_key_is_missing_says_which_and_what_to_do(
@@ -571,6 +751,25 @@ async def test_without_a_key_the_pages_say_how_to_make_one(
     refused = await visitor.post("/EXAMPLE_SECRET", secret=VALUE)
     assert refused.status_code == 400
     assert (VALUE in refused.text) is False
+
+
+async def test_without_the_key_of_what_is_stored_the_pages_ask_for_that_key(
+    make_datasette: MakeDatasette, master_key: str
+) -> None:
+    before = make_datasette(master_key)
+    await before.invoke_startup()
+    await set_secret(before, "KEY", VALUE)
+    [key_id] = re.findall(
+        r'data-key="([0-9a-f]{16})"', (await Visitor(before).get()).text
+    )
+    visitor = Visitor(make_datasette())
+    await visitor.datasette.invoke_startup()
+    for path in ("", "/KEY", "/-/add"):
+        page = (await visitor.get(path)).text
+        notice = re.findall(r'secrets-notice".*?</section>', page, re.S)[0]
+        assert "1 version is stored here already, and needs master key" in notice
+        assert key_id in notice and "Configure that key" in notice
+        assert "generate-encryption-key" not in notice
 
 
 async def test_an_unset_variable_is_named(make_datasette: MakeDatasette) -> None:
