@@ -101,7 +101,7 @@ def leaks(error: BaseException | None, *hidden: str | bytes) -> list[str]:
                 deep += [inner for each in deep[1:] for inner in contents(each)]
                 seen = [text for each in deep for text in shown(each)]
                 if any(needle in text for needle in needles for text in seen):
-                    found.append(f"{name} in {frame.f_code.co_qualname}, line {line}")
+                    found.append(f"{name} in {frame.f_code.co_name}, line {line}")
         message = str(error).encode("utf-8", "surrogatepass")
         if any(needle in message for needle in needles):
             found.append("the message")

@@ -12,14 +12,18 @@ import os
 from pathlib import Path
 
 from datasette import Response, hookimpl
-from datasette.telemetry import tracer
-from datasette.telemetry_testing import install_metric_reader, install_span_exporter
 
 from datasette_secrets import Secret, get_secret, set_secret
 
+try:
+    from datasette.telemetry import tracer
+    from datasette.telemetry_testing import install_metric_reader, install_span_exporter
+except ImportError:  # older Datasettes have no telemetry
+    tracer = None
+
 FOLDER = Path(os.environ["WATCHING_FOLDER"])
-SPANS = install_span_exporter()
-METRICS = install_metric_reader()
+SPANS = install_span_exporter() if tracer else None
+METRICS = install_metric_reader() if tracer else None
 
 
 @hookimpl
@@ -57,7 +61,7 @@ async def plant(datasette, request):
     kind = request.args["kind"]
     if kind == "sql":
         await datasette.get_database("_memory").execute("select :x", {"x": planted})
-    elif kind == "span":
+    elif kind == "span" and tracer:
         with tracer.start_as_current_span("planted") as span:
             span.set_attribute("planted", planted)
     elif kind == "file":
@@ -71,6 +75,8 @@ async def plant(datasette, request):
 
 async def dump(datasette, request):
     """Write what telemetry has seen."""
+    if not tracer:
+        return Response.text("0")
     spans = [span.to_json() for span in SPANS.get_finished_spans()]
     FOLDER.joinpath("spans").write_text("\n".join(spans))
     FOLDER.joinpath("metrics").write_text(METRICS.get_metrics_data().to_json())
