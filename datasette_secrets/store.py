@@ -814,19 +814,26 @@ async def newest_versions(
     `names`: only these. `contains`: only names with this in them, whatever the case of
     ASCII letters. `after`, `limit`: a page; -1 is all of them. Raises DatabaseUnavailable.
     """
-    among = "" if names is None else f"name in {_NAMES} and "
+    # One step in the index from each name to the next, however many versions it has.
+    each_name = (
+        f"""select min(name) from {TABLE} where :after is null or name > :after
+            union all
+            select (select min(name) from {TABLE} where name > each_name)
+            from each where each_name is not null"""  # noqa: S608
+        if names is None
+        else f"select name from {TABLE} where name in {_NAMES} group by name"  # noqa: S608
+    )
 
     def newest_secret_versions(conn: sqlite3.Connection) -> list[Version]:
         rows = _select(
             conn,
-            f"""select {_VERSION} from {TABLE} as newest
-            where {among}typeof(name) = 'text' and (:after is null or name > :after)
-            and instr(lower(name), lower(:contains)) > 0 and not exists (
-                select 1 from {TABLE} as other where other.name = newest.name and (
-                    other.version > newest.version
-                    or (other.version = newest.version and other.id < newest.id)
-                )
-            ) order by name limit :limit""",  # noqa: S608
+            f"""with recursive each(each_name) as ({each_name})
+            select {_VERSION} from each cross join {TABLE} on id = (
+                select id from {TABLE} where name = each_name {_ORDER}
+            )
+            where typeof(each_name) = 'text'
+            and (:after is null or each_name > :after)
+            and instr(lower(each_name), lower(:contains)) > 0 limit :limit""",  # noqa: S608
             {
                 "names": json.dumps(names),
                 "contains": contains,
