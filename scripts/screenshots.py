@@ -176,6 +176,15 @@ async def unconfigured() -> Scene:
     return scene
 
 
+async def without_its_key() -> Scene:
+    scene = Scene(generate_master_key())
+    await scene.datasette.invoke_startup()
+    await scene.store("OPENAI_API_KEY", "Team account", "root", 3)
+    await destroy_versions(scene.datasette, "OPENAI_API_KEY", [1])
+    await scene.change_keys()
+    return scene
+
+
 async def temporary() -> Scene:
     scene = Scene(generate_master_key(), internal=None)
     await scene.datasette.invoke_startup()
@@ -240,6 +249,7 @@ SHOTS: list[
             ("environment", "/-/secrets/SMTP_PASSWORD", None),
             ("not-set", "/-/secrets/OPENCAGE_API_KEY", None),
             ("deleted", "/-/secrets/MAILGUN_KEY", None),
+            ("destroyed", "/-/secrets/MAPBOX_TOKEN", None),
             ("key-missing", "/-/secrets/LEGACY_CRM_TOKEN", None),
             ("add", "/-/secrets/-/add", None),
             ("delete", f"{SECRET}/-/delete", None),
@@ -253,6 +263,7 @@ SHOTS: list[
     ),
     (empty, [("empty", "/-/secrets", None)]),
     (unconfigured, [("unconfigured", "/-/secrets", None)]),
+    (without_its_key, [("without-its-key", "/-/secrets", None)]),
     (temporary, [("temporary", "/-/secrets", None)]),
 ]
 ALSO_ON_A_PHONE = (

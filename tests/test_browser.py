@@ -406,10 +406,26 @@ def test_a_page_is_accessible_and_fits_a_phone(visit: Visit, name: str) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
+@pytest.fixture(params=["nothing stored", "something stored"])
+def keyless_site(
+    request: Any, tmp_path: Any, bare_site: Datasette
+) -> Iterator[Datasette]:
+    """An instance without a key, and one that lacks the key of what is in it."""
+    if request.param == "nothing stored":
+        yield bare_site
+        return
+    internal = str(tmp_path / "internal.db")
+    asyncio.run(plant(internal, generate_master_key()))
+    datasette = make(internal)
+    with served(datasette) as datasette.address:
+        yield datasette
+    datasette.close()
+
+
 def test_the_page_without_a_key_is_accessible_and_fits_a_phone(
-    visit: Visit, bare_site: Datasette
+    visit: Visit, keyless_site: Datasette
 ) -> None:
-    page = visit(to=bare_site)
+    page = visit(to=keyless_site)
     assert violations(page) == []
     page.set_viewport_size(PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

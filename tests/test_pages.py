@@ -573,8 +573,8 @@ async def test_rolling_back_says_which_note_is_kept(
     await set_secret(datasette, "KEY", "one", note="the <first>")
     await set_secret(datasette, "KEY", "two", note="the second")
     question = (await visitor.get("/KEY/-/rollback?version=1")).text
-    assert "keeps the note of version 2: <q>the second</q>" in question
-    assert "that of version 1 is <q>the &lt;first&gt;</q>" in question
+    assert "keeps the note of version 2: “the second”" in question
+    assert "that of version 1 is “the &lt;first&gt;”" in question
 
 
 async def test_the_history_shows_a_note_wherever_it_changes(
@@ -770,6 +770,7 @@ async def test_without_the_key_of_what_is_stored_the_pages_ask_for_that_key(
         assert "1 version is stored here already, and needs master key" in notice
         assert key_id in notice and "Configure that key" in notice
         assert "generate-encryption-key" not in notice
+        assert "wrapped by the primary key" not in page
 
 
 async def test_an_unset_variable_is_named(make_datasette: MakeDatasette) -> None:
