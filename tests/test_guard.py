@@ -1,0 +1,127 @@
+"""What a server says at its start: each warning where it is due, and nowhere else."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeDatasette
+
+from datasette_secrets import envelope, get_secret, guard, service, set_secret
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> str:
+    """The path of a database `named`, with a table of somebody else's."""
+    path = str(tmp_path / "named.db")
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("create table t (a)")
+    return path
+
+
+async def test_a_server_on_which_all_is_well_says_nothing(
+    make_datasette: MakeDatasette, master_key: str, capsys: Captured
+) -> None:
+    for _ in range(2):
+        datasette = make_datasette(master_key)
+        await datasette.invoke_startup()
+        await set_secret(datasette, "A", "a value")
+    assert capsys.readouterr().err == ""
+
+
+async def test_versions_whose_key_is_missing_are_counted_by_key(
+    make_datasette: MakeDatasette, master_key: str, capsys: Captured
+) -> None:
+    old = make_datasette(master_key)
+    await set_secret(old, "A", "a value")
+    await set_secret(old, "A", "another")
+    await set_secret(make_datasette(envelope.generate_master_key()), "B", "a value")
+    for keys in ([envelope.generate_master_key()], []):
+        await make_datasette(*keys).invoke_startup()
+        said = capsys.readouterr().err
+        key_id = service.vault(old).settings.require_ring().primary.id
+        assert f"2 stored versions need master key {key_id}, which is not" in said
+        assert said.count("which is not configured: add it") == 2
+
+
+async def test_rows_of_0x_are_counted_and_the_command_is_named(
+    make_datasette: MakeDatasette, master_key: str, internal: str, capsys: Captured
+) -> None:
+    await make_datasette(master_key).invoke_startup()
+    with closing(sqlite3.connect(internal)) as conn, conn:
+        for version in (1, 2, 3):
+            conn.execute(
+                "insert into datasette_secrets "
+                "(name, version, encrypted, encryption_key_name) "
+                "values ('A', ?, x'00', 'default')",
+                (version,),
+            )
+    await make_datasette(master_key).invoke_startup()
+    said = capsys.readouterr().err
+    assert "3 versions were stored by datasette-secrets 0.x" in said
+    assert "run 'datasette secrets upgrade'" in said
+    assert "stored versions need" not in said
+
+
+async def test_a_table_that_cannot_be_migrated_is_said_and_reads_go_on(
+    make_datasette: MakeDatasette, master_key: str, named: str, capsys: Captured
+) -> None:
+    with closing(sqlite3.connect(named)) as conn, conn:
+        conn.execute("create view datasette_secrets as select * from t")
+    datasette = make_datasette(master_key, database="named", files=[named])
+    await datasette.invoke_startup()
+    assert "; secrets can be read, and not changed" in capsys.readouterr().err
+
+
+async def test_an_immutable_database_is_said_and_can_be_downloaded_by_anyone(
+    make_datasette: MakeDatasette, master_key: str, named: str, capsys: Captured
+) -> None:
+    writing = make_datasette(master_key, database="named", files=[named])
+    await set_secret(writing, "A", "a value")
+    writing.close()
+    options: dict[str, Any] = {"database": "named", "immutables": [named]}
+    datasette = make_datasette(master_key, **options)
+    await datasette.invoke_startup()
+    said = capsys.readouterr().err
+    assert "is immutable: they can be read, not changed" in said
+    assert "anyone, without signing in, can download the database 'named'" in said
+    assert "is immutable" in guard.why_read_only(service.vault(datasette))
+    assert await get_secret(datasette, "A") == "a value"
+
+    closed = make_datasette(master_key, settings={"allow_download": False}, **options)
+    await closed.invoke_startup()
+    assert "can download" not in capsys.readouterr().err
+
+
+async def test_a_database_that_can_be_changed_is_not_called_read_only(
+    make_datasette: MakeDatasette, master_key: str, named: str
+) -> None:
+    for options in ({}, {"database": "named", "files": [named]}):
+        place = service.vault(make_datasette(master_key, **options))
+        await set_secret(make_datasette(master_key, **options), "A", "a value")
+        assert guard.why_read_only(place) == ""
+
+
+async def test_the_warning_tells_those_who_sign_in_from_everybody(
+    make_datasette: MakeDatasette, master_key: str, named: str
+) -> None:
+    for allowed, who in (
+        (True, "anyone, without signing in, can run SQL in the database 'named'"),
+        ({"id": "*"}, "anyone who is signed in can run SQL in the database 'named'"),
+        ({"id": "ann"}, ""),
+    ):
+        datasette = make_datasette(
+            master_key,
+            database="named",
+            files=[named],
+            config={"databases": {"named": {"allow_sql": allowed}}},
+        )
+        await datasette.invoke_startup()
+        warnings = await guard.exposure(datasette)
+        assert len(warnings) == bool(who)
+        assert "".join(warnings).startswith(who)
