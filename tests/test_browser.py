@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -408,14 +409,15 @@ def test_a_page_is_accessible_and_fits_a_phone(visit: Visit, name: str) -> None:
 
 @pytest.fixture(params=["nothing stored", "something stored"])
 def keyless_site(
-    request: Any, tmp_path: Any, bare_site: Datasette
+    request: Any, tmp_path: Path, site: Datasette, bare_site: Datasette
 ) -> Iterator[Datasette]:
     """An instance without a key, and one that lacks the key of what is in it."""
     if request.param == "nothing stored":
         yield bare_site
         return
     internal = str(tmp_path / "internal.db")
-    asyncio.run(plant(internal, generate_master_key()))
+    with contextlib.closing(site.get_internal_database().connect()) as conn:
+        conn.execute("vacuum into ?", [internal])
     datasette = make(internal)
     with served(datasette) as datasette.address:
         yield datasette
