@@ -24,8 +24,8 @@ TARGETS = {
     "rotation": ("rotation", (), ("rotation", "upgrade", "corpus", "attacks")),
     "permissions": (
         "guard",
-        ("table_lock", "write_lock", "exposure", "start"),
-        ("permissions", "config", "secrets", "faults"),
+        (),
+        ("permissions", "config", "secrets", "faults", "guard"),
     ),
     "pages": (
         "views",
