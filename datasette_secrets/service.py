@@ -378,18 +378,22 @@ async def destroy_versions(
     versions: Sequence[object],
     *,
     actor_id: str | None = None,
+    expected_version: int | None = None,
     vacuum: bool = False,
 ) -> tuple[int, store.CleanUp]:
     """Remove the values of some versions for good: how many, and what became of the rest.
 
     Their record stays. `vacuum`: rewrite the file even if it is large or a named
-    database. Raises InvalidSecret when a version is not stored, and DatabaseUnavailable.
+    database. Raises InvalidSecret when a version is not stored, VersionConflict and
+    DatabaseUnavailable.
     """
     place = vault(datasette)
     await store.ensure_migrated(place.db)
 
     def destroy_secret_versions(conn: Any, track_event: TrackEvent) -> int:
-        destroyed = store.destroy(conn, name, versions)
+        destroyed = store.destroy(
+            conn, name, versions, expected_version=expected_version
+        )
         if destroyed:
             _announce(
                 datasette,

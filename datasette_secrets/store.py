@@ -693,12 +693,20 @@ def clear_deleted(
     return newest.version, True
 
 
-def destroy(conn: sqlite3.Connection, name: str, versions: Iterable[object]) -> int:
+def destroy(
+    conn: sqlite3.Connection,
+    name: str,
+    versions: Iterable[object],
+    *,
+    expected_version: int | None = None,
+) -> int:
     """Remove the values of the named versions for good; returns how many had one.
 
     A version that is no integer is named by its text. Raises InvalidSecret for one that
-    is not stored; nothing is then destroyed.
+    is not stored, and VersionConflict; nothing is then destroyed.
     """
+    if expected_version is not None:
+        _require_newest(conn, name, expected_version)
     destroyed = 0
     for version in versions:
         named = {"name": name, "version": str(version)}
