@@ -44,19 +44,19 @@ _batch_size = click.option(
 # Keys.
 
 
-@secrets.command(context_settings={"allow_extra_args": True})
-@click.pass_context
-def generate_encryption_key(ctx: click.Context) -> None:
+@secrets.command()
+def generate_encryption_key() -> None:
     """Print a new master key
 
     \b
         (umask 077; datasette secrets generate-encryption-key > master.key)
     """
-    if ctx.args:
-        raise shell.Misuse("generate-encryption-key takes no argument")
     from .envelope import generate_master_key
+    from .values import print_value
 
-    click.echo(generate_master_key())
+    problem = print_value(generate_master_key())
+    if problem:
+        raise click.ClickException(f"No key: {problem}")
 
 
 @secrets.command(cls=DatabaseCommand)
@@ -125,6 +125,7 @@ async def rotate_key(
         shell.print_json(reports.rotation_json(place, report))
     else:
         reports.print_rotation(place, report, skip_unopenable=skip_unopenable)
+    reports.say_why_incomplete(report)
     reports.say_what_remains(report.clean_up)
     if not reports.is_well(report):
         raise click.exceptions.Exit(1)
@@ -160,10 +161,11 @@ async def upgrade(
     report = await rotation.upgrade(
         datasette, dry_run=True, batch_size=batch_size or rotation.BATCH_SIZE
     )
-    if report.found and not as_json:
-        click.echo(f"Stored by datasette-secrets 0.x in {reports.database(place)}:")
+    if report.found and not (as_json and (dry_run or yes)):
+        stored = f"Stored by datasette-secrets 0.x in {reports.database(place)}:"
+        click.echo(stored, err=as_json)
         for name, version in report.found:
-            click.echo(f"  {plain(name)} version {plain(version)}")
+            click.echo(f"  {plain(name)} version {plain(version)}", err=as_json)
     if not dry_run:
         if report.found:
             versions = shell.count(len(report.found), "version")
@@ -440,12 +442,12 @@ async def import_(
     found = read_env(env_file, ring.any_appears_in)
     if isinstance(found, str):
         raise click.ClickException(f"{found}: nothing was stored")
-    for name, entry in found.entries.items():
+    for name, line in found.lines.items():
         try:
             await service.check_settable(datasette, name)
         except SecretsError as error:
             raise click.ClickException(
-                f"Line {entry.line}: {plain(error)}: nothing was stored"
+                f"Line {line}: {plain(error)}: nothing was stored"
             ) from None
     for name in found.repeated:
         shell.warn(f"{name} is given more than once: the last value counts")
@@ -488,7 +490,10 @@ async def delete(datasette: Datasette, name: str, yes: bool, actor: str | None) 
     newest = (await _require_history(datasette, name))[0]
     shell.confirm(f"Delete {name}, now at version {newest.version}?", yes=yes)
     version = await service.delete_secret(
-        datasette, name, actor_id=actor or shell.shell_user()
+        datasette,
+        name,
+        actor_id=actor or shell.shell_user(),
+        expected_version=None if yes else newest.version,
     )
     click.echo(f"Deleted {plain(name)}, at version {plain(version)}")
 
@@ -513,7 +518,10 @@ async def restore(
         return
     shell.confirm(f"Restore {name} version {newest.version}?", yes=yes)
     version = await service.restore_secret(
-        datasette, name, actor_id=actor or shell.shell_user()
+        datasette,
+        name,
+        actor_id=actor or shell.shell_user(),
+        expected_version=None if yes else newest.version,
     )
     click.echo(f"Restored {plain(name)} version {plain(version)}")
 
@@ -540,7 +548,11 @@ async def rollback(
         yes=yes,
     )
     new = await service.roll_back(
-        datasette, name, version, actor_id=actor or shell.shell_user()
+        datasette,
+        name,
+        version,
+        actor_id=actor or shell.shell_user(),
+        expected_version=None if yes else newest.version,
     )
     click.echo(f"Stored {plain(name)} version {new}, with the value of {version}")
 
@@ -582,13 +594,20 @@ async def destroy(
         versions = tuple(
             str(version.version) for version in stored[1:] if not version.is_destroyed
         )
+    known = {str(version.version): version.version for version in stored}
+    if not known.keys() >= set(versions):
+        raise click.ClickException(
+            f"{plain(name)} has no such version: see what 'datasette secrets history' "
+            "lists"
+        )
     if versions:
         shell.confirm(_destroy_question(name, versions, newest), yes=yes)
     destroyed, clean_up = await service.destroy_versions(
         datasette,
         name,
-        [int(each) if each.isdecimal() else each for each in versions],
+        [known[each] for each in versions],
         actor_id=actor or shell.shell_user(),
+        expected_version=None if yes else newest.version,
         vacuum=vacuum,
     )
     click.echo(f"Destroyed {shell.count(destroyed, 'version')} of {plain(name)}")

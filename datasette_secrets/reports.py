@@ -207,6 +207,16 @@ def say_what_remains(clean_up: store.CleanUp | None) -> None:
         shell.warn(f"{clean_up.remains[0].upper()}{clean_up.remains[1:]}")
 
 
+def say_why_incomplete(report: rotation.Rotation) -> None:
+    """Why versions are left under another key, where no version is to blame."""
+    if not (report.dry_run or report.complete or report.problems):
+        shell.warn(
+            "Versions are left under another master key: a server whose first key is "
+            "another one goes on writing, or the database undoes the changes. Restart "
+            "the servers with the new key first, and run this again"
+        )
+
+
 def clean_up_json(clean_up: store.CleanUp | None) -> dict[str, Any] | None:
     if clean_up is None:
         return None

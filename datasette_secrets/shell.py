@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
 import getpass
 import json
 import os
@@ -20,9 +21,11 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 import click
+
+from . import group
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -62,7 +65,7 @@ class Misuse(click.ClickException):
     exit_code = 2
 
 
-class DatabaseCommand(click.Command):
+class DatabaseCommand(group.Command):
     """A command on an instance. Its callback is `async def (datasette, **own_options)`.
 
     The options of `datasette serve` are added when they are first asked for: importing
@@ -94,10 +97,18 @@ class DatabaseCommand(click.Command):
                 loop.run_until_complete(_require_place(datasette))
                 loop.run_until_complete(run(datasette, **ctx.params))
         except KeyboardInterrupt:
-            if sys.stderr.isatty():
+            if is_terminal(sys.stderr):
                 click.echo(err=True)
             raise click.ClickException(
                 "Interrupted: nothing is half done, and the command can be run again"
+            ) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # Click ends without a word, as is the custom in a pipe.
+            give_up_stdout()
+            raise click.ClickException(
+                "Something could not be read or printed: "
+                f"{error.strerror or 'it is unknown why'}"
             ) from None
 
     def _build(self, ctx: click.Context, options: dict[str, Any]) -> Datasette:
@@ -113,9 +124,16 @@ class DatabaseCommand(click.Command):
             datasette: Datasette = ctx.invoke(
                 cli.commands["serve"], return_instance=True, **options
             )
-        except BadMetadataError:
+        except (BadMetadataError, UnicodeDecodeError):
             raise click.ClickException(
                 "The configuration file is neither valid JSON nor valid YAML"
+            ) from None
+        except click.ClickException:
+            raise
+        except Exception as error:  # the frames of any hold the configuration, with keys
+            raise click.ClickException(
+                f"Datasette does not start with these options: {type(error).__name__}, "
+                "of which 'datasette serve' says more"
             ) from None
         return datasette
 
@@ -159,16 +177,16 @@ def _check_internal(path: str | None, create: bool) -> None:
     if ":memory:" in path:
         _refuse_temporary()
     if os.path.isdir(path):
-        raise Misuse(f"--internal {plain(path)} is a folder, not a database")
+        raise Misuse("--internal names a folder, not a database")
     if os.path.exists(path):
         return
     if not create:
         raise Misuse(
-            f"--internal {plain(path)} does not exist: check the path, or add --create "
-            "to make it"
+            "--internal names a file that does not exist: check the path, or add "
+            "--create to make it"
         )
     if not Path(path).absolute().parent.is_dir():
-        raise Misuse(f"The folder of --internal {plain(path)} does not exist")
+        raise Misuse("--internal names a file in a folder that does not exist")
 
 
 async def _require_place(datasette: Datasette) -> None:
@@ -249,7 +267,7 @@ class SecretName(click.ParamType):  # type: ignore[type-arg]  # since click 8.5
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
         if not value or any("\ud800" <= character <= "\udfff" for character in value):
-            self.fail("it is not text in UTF-8", param, ctx)
+            raise group.Refused.value("it is not text in UTF-8", param, ctx)
         return str(value)
 
 
@@ -261,11 +279,25 @@ class VersionNumber(click.ParamType):  # type: ignore[type-arg]  # since click 8
     ) -> int:
         text = str(value)
         if not (text.isascii() and text.isdigit() and 0 < int(text[:20]) < 2**63):
-            self.fail("a version is a number: 1, 2, 3 …", param, ctx)
+            raise group.Refused.value("a version is a number: 1, 2, 3 …", param, ctx)
         return int(text)
 
 
 # What is printed.
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether it is one. Python's name for a stream that was closed is None."""
+    return stream is not None and stream.isatty()
+
+
+def give_up_stdout() -> None:
+    """Let Python write what is left in its buffer to nowhere when it exits."""
+    if sys.stdout is None:
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def plain(text: object) -> str:
@@ -280,7 +312,7 @@ def plain(text: object) -> str:
 
 def styled(text: str, **style: Any) -> str:
     """`text` in this style, on a terminal whose user did not set NO_COLOR."""
-    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
+    if os.environ.get("NO_COLOR") or not is_terminal(sys.stdout):
         return text
     return click.style(text, **style)
 
@@ -315,7 +347,7 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     try:
         agreed = click.confirm(plain(question), err=True)
-    except click.Abort:
+    except (RuntimeError, UnicodeError):  # broken off, closed, or no text
         agreed = False
         click.echo(err=True)
     if not agreed:
@@ -327,7 +359,7 @@ def confirm(question: str, *, yes: bool) -> None:
 @contextmanager
 def progress(label: str, steps: int) -> Iterator[Callable[[int], None]]:
     """What to call with each number of steps done: a bar on a terminal for long work."""
-    if steps < _LONG_WORK or not sys.stderr.isatty():
+    if steps < _LONG_WORK or not is_terminal(sys.stderr):
         yield lambda _: None
         return
     with click.progressbar(length=steps, label=label, file=sys.stderr) as bar:

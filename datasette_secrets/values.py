@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import click
 
+from . import shell
 from .envelope import Plaintext
 
 _PREFIX = "DATASETTE_SECRETS_"
+#: Stands for what was typed and is no UTF-8. It cannot be stored, either.
+_NOT_TEXT = "\udcff"
 
 
 def read_value(name: str, value_file: str | None) -> str:
@@ -26,20 +29,44 @@ def read_value(name: str, value_file: str | None) -> str:
     Of what is not typed, one newline at the end is dropped. What is no UTF-8 comes back
     with surrogates in it, which cannot be stored.
     """
-    if value_file is None and sys.stdin is not None and sys.stdin.isatty():
-        return str(
-            click.prompt(
-                f"Value of {name}", hide_input=True, confirmation_prompt=True, err=True
-            )
-        )
+    if value_file is None and shell.is_terminal(sys.stdin):
+        typed = _typed_twice(name)
+        if typed is None:
+            raise click.Abort
+        return typed
     text = _read(value_file or "-").decode("utf-8", "surrogateescape")
     if text.endswith("\n"):
         return text[: -2 if text.endswith("\r\n") else -1]
     return text
 
 
+def _typed_twice(name: str) -> str | None:
+    """What is typed twice alike; None when that was broken off."""
+    while True:
+        value = _typed(f"Value of {name}")
+        if value is None or value == _NOT_TEXT:
+            return value
+        repeated = _typed("Repeat for confirmation")
+        if repeated is None or repeated == value:
+            return repeated
+        shell.warn("The two values are not the same: type it again")
+
+
+def _typed(question: str) -> str | None:
+    """What is typed at a hidden prompt, which raises nothing; None for nothing."""
+    try:
+        return str(click.prompt(question, hide_input=True, err=True))
+    except UnicodeDecodeError:
+        click.echo(err=True)
+        return _NOT_TEXT
+    except Exception:  # whatever it is, its frames may hold what was typed
+        return None
+
+
 def _read(path: str) -> bytes:
     """The bytes of the file, `-` being stdin."""
+    if path == "-" and sys.stdin is None:
+        raise click.ClickException("There is nothing to read: stdin is closed")
     try:
         with click.open_file(path, "rb") as file:
             return bytes(file.read())
@@ -53,23 +80,18 @@ def print_value(value: str | None) -> str | None:
     """Write the value and a newline to stdout; returns what went wrong, if anything."""
     if value is None:
         return "it is not set"
+    if sys.stdout is None:
+        return "it could not be printed: stdout is closed"
     stream = sys.stdout.buffer
     try:
         stream.write(value.encode("utf-8", "surrogateescape") + b"\n")
         stream.flush()
     except OSError as error:
-        _give_up_stdout()
+        shell.give_up_stdout()
         if error.errno == errno.EPIPE:
             return "the pipe was closed before it was read"
         return f"it could not be printed: {error.strerror}"
     return None
-
-
-def _give_up_stdout() -> None:
-    """Let Python write what is left in its buffer to nowhere when it exits."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 @dataclass(frozen=True)
@@ -82,11 +104,17 @@ class Entry:
 
 @dataclass
 class EnvFile:
-    """What a .env file holds. `empty`, `repeated`: names, in the order of the file."""
+    """What a .env file holds, in its order. `empty`: names, and the lines they stand in."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
-    empty: list[str] = field(default_factory=list)
+    empty: dict[str, int] = field(default_factory=dict)
     repeated: list[str] = field(default_factory=list)
+
+    @property
+    def lines(self) -> dict[str, int]:
+        """Every name, and the line in which its last value stands."""
+        found = {name: entry.line for name, entry in self.entries.items()} | self.empty
+        return dict(sorted(found.items(), key=itemgetter(1)))
 
 
 def read_env(path: str, is_master_key: Callable[[str], bool]) -> EnvFile | str:
@@ -121,7 +149,6 @@ def _parse(text: str, is_master_key: Callable[[str], bool]) -> EnvFile | str:
                 return f"Line {line} cannot be stored: {problem}"
     except Exception:  # whatever it is, its frames hold values
         return "The file does not parse"
-    found.empty = [name for name in found.empty if name not in found.entries]
     return found
 
 
@@ -136,10 +163,12 @@ def _add(found: EnvFile, name: str, value: str, line: int) -> str:
         if name not in found.repeated:
             found.repeated.append(name)
         found.entries.pop(name, None)
+        found.empty.pop(name, None)
     if not value:
-        if name not in found.empty:
-            found.empty.append(name)
+        found.empty[name] = line
         return ""
+    if value.startswith("-----BEGIN ") and "-----END " not in value:
+        return "it is the first of several lines, which have to stand in quotes"
     plaintext = Plaintext.parse(value)
     if isinstance(plaintext, str):
         return plaintext

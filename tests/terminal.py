@@ -34,7 +34,7 @@ class Terminal:
             assert self._read(), self.shown
 
     def type(self, line: str) -> None:
-        os.write(self._master, line.encode() + b"\n")
+        os.write(self._master, line.encode(errors="surrogateescape") + b"\n")
 
     def press_ctrl_c(self) -> None:
         os.write(self._master, b"\x03")

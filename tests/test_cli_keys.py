@@ -142,6 +142,18 @@ def test_a_key_that_is_not_in_the_ring_is_named(old: Console) -> None:
     )
 
 
+def test_a_rotation_that_is_not_complete_says_why(old: Console) -> None:
+    old.sql(
+        "create trigger undo before update on datasette_secrets "
+        "begin select raise(ignore); end"
+    )
+    for arguments in (("rotate-key",), ("rotate-key", "--json")):
+        result = old.run(*arguments)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("Versions are left under another master key")
+    assert keys_of_rows(old) == {OLD_ID}
+
+
 def test_with_no_secrets_it_asks_whether_the_file_is_right(console: Console) -> None:
     console.internal.touch()
     said = console.refused("rotate-key")
@@ -321,6 +333,16 @@ def test_what_is_planted_while_the_question_waits_is_not_brought_in(
     assert "Brought in 2 of 4 versions" in terminal.shown
     assert "PLANTED version 1 was not on the list" in terminal.shown
     assert "upgrade" in zero_x.refused("get", "PLANTED")
+
+
+def test_an_upgrade_in_json_lists_what_it_found_before_it_asks(
+    zero_x: Console,
+) -> None:
+    result = zero_x.run("upgrade", "--json", input="n\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    listed, _ = result.stderr.split("Bring in 3 versions?")
+    assert listed.count(" version ") == 3
+    assert zero_x.run("upgrade", "--json", "--yes").stderr.count(" version ") == 0
 
 
 def test_an_upgrade_in_json_has_a_documented_shape(zero_x: Console) -> None:

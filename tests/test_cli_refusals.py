@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
 import traceback
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from console import Console, key_id, plugin
+from console import DATASETTE, Console, key_id, plugin, sentence
 
-from datasette_secrets import envelope, service, store, values
+from datasette_secrets import envelope, service, shell, store, values
 from datasette_secrets.uses import UseRecorder
 
 #: A command line for each command that opens a database, and what it reads.
@@ -39,6 +42,7 @@ EACH_THAT_WRITES = pytest.mark.parametrize(
     ("arguments", "given"), [COMMANDS[name] for name in WRITE], ids=WRITE
 )
 Arguments = tuple[str, ...]
+CLOSE_STDIN, CLOSE_STDOUT = partial(os.close, 0), partial(os.close, 1)
 
 
 @pytest.fixture
@@ -67,7 +71,7 @@ def test_a_mistyped_path_makes_no_file(
     console: Console, arguments: Arguments, given: str | None
 ) -> None:
     said = console.refused(*arguments, input=given, code=2)
-    assert f"--internal {console.internal} does not exist" in said
+    assert "--internal names a file that does not exist" in said
     assert os.listdir(console.folder) == ["datasette.yaml"]
 
 
@@ -125,9 +129,9 @@ def test_create_makes_the_internal_database_and_named_files(console: Console) ->
 def test_create_makes_no_folder(console: Console) -> None:
     console.options[-1] = str(console.folder / "missing" / "internal.db")
     said = console.refused("set", "A", "--create", input="1", code=2)
-    assert said.startswith("The folder of --internal")
+    assert "in a folder that does not exist" in said
     console.options[-1] = str(console.folder)
-    assert "is a folder" in console.refused("set", "A", "--create", code=2)
+    assert "names a folder" in console.refused("set", "A", "--create", code=2)
 
 
 def test_a_database_that_is_not_attached_is_refused(filled: Console) -> None:
@@ -261,6 +265,17 @@ def test_a_configuration_that_cannot_be_read_is_refused(
         ("set", "\udcff"),
         ("rotate-key", "--batch-size", "0"),
         ("set", "A", "--value=sk-typed"),
+        ("set", "A", "--value-file", "sk-typed"),
+        ("set", "A", "-----BEGIN sk-typed"),
+        ("set", "A", "--expected-version", "sk-typed"),
+        ("set", "A", "--create=sk-typed"),
+        ("rotate-key", "--batch-size", "sk-typed"),
+        ("list", "-s", "sql_time_limit_ms", "sk-typed"),
+        ("list", "--immutable", "sk-typed"),
+        ("list", "--metadata", "sk-typed"),
+        ("list", "--plugins-dir", "sk-typed"),
+        ("sk-typed",),
+        ("--sk-typed",),
         ("set", "A", "--get", "/"),
         ("list", "--pdb"),
     ],
@@ -269,6 +284,105 @@ def test_bad_usage_exits_2_and_repeats_no_value(
     filled: Console, arguments: Arguments
 ) -> None:
     assert "sk-typed" not in filled.refused(*arguments, code=2)
+
+
+# Click leaves the configuration open, as above.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("option", ["--config", "--internal"])
+def test_a_path_that_is_none_is_not_repeated(filled: Console, option: str) -> None:
+    filled.options += [option, "sk-typed"]
+    said = filled.refused("list", code=2)
+    assert option in said
+    assert "exist" in said
+    assert "sk-typed" not in said
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_mistyped_option_or_command_is_answered_with_those_there_are(
+    filled: Console,
+) -> None:
+    assert "did you mean --value-file" in filled.refused("set", "--value-fil", code=2)
+    assert "did you mean" in filled.refused("lst", code=2)
+
+
+@pytest.mark.parametrize("argument", ["sk-typed", "--sk-typed"])
+def test_a_key_is_made_from_nothing_that_was_typed(argument: str) -> None:
+    command = [*DATASETTE, "secrets", "generate-encryption-key", argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "sk-typed" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# Streams that are full or closed. Where `rich` is installed, a traceback would show what
+# was to be printed.
+
+
+def made_key(**options: Any) -> subprocess.CompletedProcess[str]:
+    command = [*DATASETTE, "secrets", "generate-encryption-key"]
+    return subprocess.run(
+        command, stderr=subprocess.PIPE, text=True, check=False, **options
+    )
+
+
+@pytest.mark.parametrize("name", ["status", "list", "history", "verify", "get", "set"])
+def test_what_cannot_be_printed_costs_one_sentence(filled: Console, name: str) -> None:
+    arguments, given = COMMANDS[name]
+    with open("/dev/full", "w") as full:
+        done = filled.process(*arguments, stdout=full, input=given)
+    assert done.returncode == 1
+    assert "No space left on device" in sentence(done.stderr)
+
+
+def test_a_key_that_cannot_be_printed_costs_one_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        done = made_key(stdout=full)
+    assert done.returncode == 1
+    assert sentence(done.stderr).startswith("No key: it could not be printed")
+
+
+def test_a_closed_stdout_costs_one_sentence(filled: Console) -> None:
+    done = filled.process("get", "OPENAI", stdout=None, preexec_fn=CLOSE_STDOUT)
+    assert done.returncode == 1
+    assert sentence(done.stderr).endswith("stdout is closed")
+    done = made_key(preexec_fn=CLOSE_STDOUT)
+    assert done.returncode == 1
+    assert sentence(done.stderr).endswith("stdout is closed")
+    done = filled.process("list", stdout=None, preexec_fn=CLOSE_STDOUT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("set", "OPENAI"), "stdin is closed"),
+        (("import", "-"), "stdin is closed"),
+        (("delete", "OPENAI"), "Nothing was changed"),
+    ],
+)
+def test_a_closed_stdin_costs_one_sentence(
+    filled: Console, arguments: Arguments, said: str
+) -> None:
+    done = filled.process(*arguments, preexec_fn=CLOSE_STDIN)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in sentence(done.stderr.removeprefix("Delete OPENAI"))
+    assert filled.ok("get", "OPENAI") == "OPENAI value 2\n"
+
+
+@pytest.mark.parametrize("fault", ["a plugin that fails", "other bytes than UTF-8"])
+def test_a_datasette_that_does_not_start_shows_no_key(
+    filled: Console, fault: str
+) -> None:
+    plugins = filled.folder / "plugins"
+    plugins.mkdir()
+    if fault == "a plugin that fails":
+        plugins.joinpath("failing.py").write_text("1 / 0")
+        filled.options += ["--plugins-dir", str(plugins)]
+    else:
+        filled.config.write_bytes(filled.config.read_bytes() + b"# \xff")
+    done = filled.process("list")
+    assert done.returncode == 1
+    assert filled.key[:10] not in sentence(done.stderr)
 
 
 def test_what_only_concerns_serving_is_accepted_and_ignored(filled: Console) -> None:
@@ -316,7 +430,7 @@ def test_no_frame_of_an_unforeseen_failure_holds_a_value(
         (UseRecorder, "record"),
         (service, "stop"),
         (values, "_add"),
-        (values, "_give_up_stdout"),
+        (shell, "give_up_stdout"),
     ):
         with monkeypatch.context() as broken:
             broken.setattr(owner, function, break_down)

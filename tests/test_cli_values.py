@@ -151,6 +151,48 @@ def test_a_value_is_typed_twice_and_never_shown(console: Console) -> None:
     assert console.ok("get", "A") == "typed value\n"
 
 
+def test_what_is_typed_differently_the_second_time_is_asked_for_again(
+    console: Console,
+) -> None:
+    terminal = Terminal(console, "set", "A", CREATE)
+    for first, second in (("typed", "tyqed"), ("value", "value")):
+        terminal.until("Value of A")
+        terminal.type(first)
+        terminal.until("Repeat for confirmation")
+        terminal.shown = ""
+        terminal.type(second)
+    assert terminal.end() == 0
+    assert "typed" not in terminal.shown
+    assert console.ok("get", "A") == "value\n"
+
+
+def test_a_byte_that_is_no_utf_8_is_refused_and_what_was_typed_not_shown(
+    console: Console,
+) -> None:
+    terminal = Terminal(console, "set", "A", CREATE, LC_ALL="C.UTF-8")
+    terminal.until("Value of A")
+    terminal.type("sk-typed\udcff")
+    assert terminal.end() == 1
+    assert "it is not valid UTF-8" in terminal.shown
+    assert "Traceback" not in terminal.shown
+    assert "sk-typed" not in terminal.shown
+
+
+def test_a_byte_that_is_no_utf_8_in_the_confirmation_shows_nothing_of_the_value(
+    console: Console,
+) -> None:
+    terminal = Terminal(console, "set", "A", CREATE, LC_ALL="C.UTF-8")
+    terminal.until("Value of A")
+    terminal.type("sk-typed")
+    terminal.until("Repeat for confirmation")
+    terminal.type("sk-typed\udcff")
+    terminal.until("not the same")
+    terminal.press_ctrl_c()
+    assert terminal.end() == 1
+    assert "Traceback" not in terminal.shown
+    assert "sk-typed" not in terminal.shown
+
+
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
 def test_colours_are_for_terminals_whose_user_wants_them(
     filled: Console, no_color: str, coloured: bool
@@ -270,6 +312,9 @@ def test_a_env_file_is_read_as_dotenv_reads_it(
         ("A=1\nB='sk-open\n", "Line 2 does not parse"),
         ("A=1\nsk-1 23=2\n", "Line 2 does not parse"),
         ("A=1\nsk-name=2\n", "Line 2: A name is made of letters"),
+        ("A=1\nsk-x+y/=\n", "Line 2: A name is made of letters"),
+        ("A=-----BEGIN PRIVATE KEY-----\nsk-x=\n", "Line 1 cannot be stored"),
+        ("A=-----BEGIN PRIVATE KEY-----\nMIIEvQ=\n", "the first of several lines"),
         ("A=1\nB=sk-\0\n", "Line 2 cannot be stored: it contains a NUL character"),
         ("A=1\nB=" + "x" * 65_537, "Line 2 cannot be stored: it has 65,537 bytes"),
         (b"A=1\nB=\xff", "Line 2 cannot be stored: it is not valid UTF-8"),
@@ -321,6 +366,12 @@ def test_a_dry_run_says_what_an_import_would_do_and_does_not(filled: Console) ->
     assert dry.stderr == done.stderr
 
 
+def test_a_private_key_in_quotes_is_imported_whole(console: Console) -> None:
+    pem = "-----BEGIN PRIVATE KEY-----\nMIIEvQ+x/=\n-----END PRIVATE KEY-----"
+    console.ok("import", "-", CREATE, input=f'A="{pem}"\n')
+    assert console.value("A") == pem
+
+
 def test_an_import_is_one_transaction(filled: Console) -> None:
     filled.sql(
         "create trigger full before insert on datasette_secrets "
@@ -365,7 +416,7 @@ def test_several_versions_are_destroyed_together_or_not_at_all(
     filled: Console,
 ) -> None:
     arguments = ("destroy", "OPENAI", "--version", "1", "--version")
-    assert "has no version 7" in filled.refused(*arguments, "7", "--yes")
+    assert "has no such version" in filled.refused(*arguments, "7", "--yes")
     assert filled.ok("get", "OPENAI", "--version", "1") == "OPENAI value 1\n"
     assert filled.ok(*arguments, "2", "--yes") == "Destroyed 2 versions of OPENAI\n"
     assert "was destroyed" in filled.refused("restore", "OPENAI", "--yes")
@@ -402,6 +453,41 @@ def test_nothing_is_changed_without_the_answer_y(
     assert filled.sql("select * from datasette_secrets order by id") == before
     assert filled.run(*arguments, input="y\n").exit_code == 0
     assert filled.sql("select * from datasette_secrets order by id") != before
+
+
+@pytest.mark.parametrize("typed", ["\u0661", "01", "+1", "1_", "sk-typed"])
+def test_a_version_is_destroyed_only_by_the_text_under_which_it_is_listed(
+    filled: Console, typed: str
+) -> None:
+    said = filled.refused("destroy", "OPENAI", "--version", typed, "--yes")
+    assert "has no such version" in said
+    assert typed not in said
+    assert filled.ok("get", "OPENAI", "--version", "1") == "OPENAI value 1\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("delete", "OPENAI"),
+        ("restore", "OPENAI"),
+        ("rollback", "OPENAI", "1"),
+        ("destroy", "OPENAI", "--version", "2"),
+        ("destroy", "OPENAI", "--all-but-newest"),
+    ],
+)
+def test_what_was_changed_since_the_question_is_not_acted_on(
+    filled: Console, arguments: tuple[str, ...]
+) -> None:
+    if arguments[0] == "restore":
+        filled.ok("delete", "OPENAI", "--yes")
+    terminal = Terminal(filled, *arguments)
+    terminal.until("[y/N]")
+    filled.ok("set", "OPENAI", input="of somebody else")
+    before = filled.sql("select * from datasette_secrets order by id")
+    terminal.type("y")
+    assert terminal.end() == 1
+    assert "OPENAI is at version 3" in terminal.shown
+    assert filled.sql("select * from datasette_secrets order by id") == before
 
 
 def test_the_question_says_when_a_version_is_in_use(filled: Console) -> None:

@@ -21,7 +21,9 @@ MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py
 LAYERS = [
     {"cli", "views"},
     {"reports"},
-    {"body", "display", "group", "shell", "values"},
+    {"body", "display", "values"},
+    {"shell"},
+    {"group"},
     {"rotation", "guard"},
     {"service"},
     {"uses", "events"},
