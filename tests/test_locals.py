@@ -1,9 +1,9 @@
 """No traceback has a frame whose local variables hold a key or a value.
 
 With `rich` installed, Datasette prints the locals of every frame of an exception. So every
-error that the public API raises is raised here, with a value or key at stake, and the
-frames of this package and of Datasette are searched: every local, what it prints as, what
-it contains, and what a function has closed over.
+error that the public API raises is raised here, with a value or key at stake, and all
+frames are searched, whoever's they are, but those of the tests: every local, what it
+prints as, what it contains, and what a function has closed over.
 """
 
 from __future__ import annotations
@@ -41,10 +41,7 @@ from datasette_secrets import (
 )
 from datasette_secrets.body import Body
 
-PACKAGES = tuple(
-    str(Path(package.__file__ or "").parent)
-    for package in (datasette_secrets, datasette_package)
-)
+TESTS = str(Path(__file__).parent)
 # They hold keys and values, and print as nothing. Datasette holds its configuration.
 HOLDERS = (
     envelope.MasterKey,
@@ -94,7 +91,7 @@ def leaks(error: BaseException | None, *hidden: str | bytes) -> list[str]:
     found = []
     while error is not None:
         for frame, line in traceback.walk_tb(error.__traceback__):
-            if not frame.f_code.co_filename.startswith(PACKAGES):
+            if frame.f_code.co_filename.startswith(TESTS):
                 continue
             for name, local in frame.f_locals.items():
                 deep = [local, *contents(local)]
