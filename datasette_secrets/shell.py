@@ -130,9 +130,7 @@ class DatabaseCommand(group.Command):
             ) from None
         except click.ClickException:
             raise
-        except (
-            Exception
-        ) as error:  # the frames of any hold the configuration, with keys
+        except Exception as error:  # whatever it is, its frames hold the keys
             raise click.ClickException(
                 f"Datasette does not start with these options: {type(error).__name__}, "
                 "of which 'datasette serve' says more"
