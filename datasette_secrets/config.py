@@ -135,7 +135,10 @@ def _options(datasette: Datasette) -> dict[str, Any] | None:
 
     None when they are no mapping.
     """
-    options = ((datasette.config or {}).get("plugins") or {}).get(PLUGIN)
+    plugins = (datasette.config or {}).get("plugins") or {}
+    if not isinstance(plugins, dict):
+        raise NotConfigured("'plugins' in Datasette's configuration must be a mapping")
+    options = plugins.get(PLUGIN)
     if options is None:
         return {}
     return options if isinstance(options, dict) else None

@@ -166,6 +166,16 @@ def test_settings_of_the_wrong_shape_are_refused(options: object) -> None:
         load(options)
 
 
+@pytest.mark.parametrize("plugins", [["datasette-secrets"], "datasette-secrets"])
+def test_plugins_that_are_no_mapping_are_refused(plugins: object) -> None:
+    datasette = Datasette()
+    datasette.config["plugins"] = plugins
+    with pytest.raises(NotConfigured, match="mapping"):
+        config.load(datasette)
+    assert config.exposed_names(datasette) == []
+    datasette.close()
+
+
 def test_the_variables_that_hold_keys_are_reserved_in_any_case() -> None:
     settings = load(
         {"encryption-key": [KEYS[0], {"$env": "DATASETTE_SECRETS_last_year"}]}
