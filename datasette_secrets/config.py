@@ -136,9 +136,7 @@ def _options(datasette: Datasette) -> dict[str, Any] | None:
     None when they are no mapping.
     """
     plugins = (datasette.config or {}).get("plugins") or {}
-    if not isinstance(plugins, dict):
-        raise NotConfigured("'plugins' in Datasette's configuration must be a mapping")
-    options = plugins.get(PLUGIN)
+    options = plugins.get(PLUGIN) if isinstance(plugins, dict) else plugins
     if options is None:
         return {}
     return options if isinstance(options, dict) else None
