@@ -21,7 +21,7 @@ demo: $(VENV)/.base  ## play the whole story against a real server, and check ea
 	@$(PY) scripts/demo.py
 
 test: $(VENV)/.test  ## run the test suite (ARGS=… is passed to pytest)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-dependents: $(VENV)/.test  ## test beside the plugins that depend on this one, and after 0.x
 	$(PY) scripts/dependents.py

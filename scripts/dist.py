@@ -79,7 +79,7 @@ def test_installed(wheel: Path, sdist: Path) -> None:
         run(python, "-m", "pip", "install", "--quiet", f"{wheel}[test]")
         source = unpack(sdist, Path(folder) / "source")
         shutil.rmtree(source / PACKAGE)
-        run(python, "-m", "pytest", cwd=source)
+        run(python, "-m", "pytest", "-n", "2", "--dist", "loadfile", cwd=source)
 
 
 def new_environment(path: Path) -> Path:

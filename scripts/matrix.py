@@ -48,7 +48,9 @@ def main() -> None:
         )
         print(f"\n{label}: {versions(programs)}", flush=True)
         # Not `python -m pytest`, which would find the checkout before the wheel.
-        suite = subprocess.run([programs / "pytest", "-q"], cwd=ROOT)
+        suite = subprocess.run(
+            [programs / "pytest", "-q", "-n", "2", "--dist", "loadfile"], cwd=ROOT
+        )
         results.append((label, "failed" if suite.returncode else "passed"))
 
     print()
