@@ -112,7 +112,8 @@ class _Queue:
 
     def __init__(self, recorder: UseRecorder) -> None:
         self._write = recorder.write
-        self._pending: list[store.Use] = []
+        # Of an actor's uses of a row the latest is enough.
+        self._pending: dict[tuple[int, str | None], store.Use] = {}
         self._done: asyncio.Future[None] | None = None
         self._next: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._started: deque[float] = deque([0.0] * _BURST, maxlen=_BURST)
@@ -121,7 +122,7 @@ class _Queue:
     def add(self, use: store.Use) -> asyncio.Future[None] | None:
         """Queue the use: a future that is done once it was tried, None not to wait."""
         if len(self._pending) < _PENDING_MAX:
-            self._pending.append(use)
+            self._pending[use.id, use.actor_id] = use
         self._schedule()
         if time.monotonic() < self._paused_until:
             return None
@@ -133,18 +134,18 @@ class _Queue:
         """Write what waits, once. Never raises."""
         if not self._pending:
             return
-        uses, self._pending = self._pending, []
+        uses, self._pending = self._pending, {}
         done, self._done = self._done, None
         self._started.append(time.monotonic())
         try:
-            outcome = await self._write(uses)
+            outcome = await self._write(list(uses.values()))
         finally:
             if done is not None and not done.done():
                 done.set_result(None)
         if not outcome.written:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
             if outcome.try_again:
-                self._pending = uses + self._pending
+                self._pending = uses | self._pending
 
     def _schedule(self) -> None:
         if self._pending and self._next is None:
