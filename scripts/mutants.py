@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What to change: the module, the functions in it (empty for all), and who should notice.
 TARGETS = {
     "envelope": ("envelope", (), ("envelope", "corpus", "upgrade", "config", "locals")),
-    "rotation": ("rotation", (), ("rotation", "upgrade", "corpus", "attacks")),
+    "rotation": ("rotation", (), ("rotation", "upgrade", "corpus", "attacks", "races")),
     "permissions": (
         "guard",
         (),
@@ -46,6 +46,18 @@ EXPLAINED = (
         "the canonical spelling is compared afterwards",
     ),
     (r'surrogatepass|SURROGATEPASS|"utf-8", \)', "no name with half a pair gets here"),
+    (
+        r"wraps_only=|^ +place\.db, last, size.*, \)|^ +self\.place\.db, (ids|changes)\[0\]",
+        "how much of a row is read, which only costs time",
+    ),
+    (
+        r"lambda _: 0|self\.everything = None|lost -= ",
+        "the same, as far as it is asked",
+    ),
+    (
+        r"digest_size=33|encode\(\), \)",
+        "another size of a digest that is only compared",
+    ),
     (r"\(data_key is None\) and False", "libsodium's binding refuses None as a key"),
 )
 
@@ -101,7 +113,7 @@ def changed_lines(folder: Path, mutant: str) -> list[str]:
 def reason(lines: list[str]) -> str | None:
     new = [line[1:] for line in lines if line.startswith("+")]
     for pattern, why in EXPLAINED:
-        if new and any(re.search(pattern, line) for line in new):
+        if any(re.search(pattern, line) for line in new):
             return why
     return None
 

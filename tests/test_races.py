@@ -13,7 +13,10 @@ import decoder
 import pytest
 from conftest import MakeDatasette
 from cryptography.fernet import Fernet
+from datasette import hookimpl
 from datasette.app import Datasette
+from datasette.events import Event
+from datasette.plugins import pm
 
 from datasette_secrets import envelope, get_secret, rotation, service, set_secret
 
@@ -203,5 +206,143 @@ async def test_an_upgrade_of_a_named_database_says_by_default_what_may_remain(
     datasette = make_datasette(master_key, database="named", files=[path])
     await set_secret(datasette, "A", "value of A")
     report = await rotation.upgrade(datasette)
+    assert report.clean_up is not None
+    assert report.clean_up.remains
+
+
+@pytest.mark.parametrize("batch_size", [1, 100])
+async def test_a_row_lost_while_all_are_under_the_primary_key_is_sealed_afresh_later(
+    datasette: Datasette, internal: str, batch_size: int
+) -> None:
+    for name in "ABC":
+        await set_secret(datasette, name, f"value of {name}")
+    before = {row["name"]: row["encrypted"] for row in decoder.rows(internal)}
+    lose_updates(internal, "encrypted", times=1)
+    report = await rotation.rotate(datasette, new_data_keys=True, batch_size=batch_size)
+    assert (report.complete, report.changed, report.dry_run) == (True, 3, False)
+    after = {row["name"]: row["encrypted"] for row in decoder.rows(internal)}
+    assert [name for name in before if before[name] == after[name]] == []
+
+
+async def test_rows_that_do_not_open_cost_no_second_pass_in_any_batch(
+    rotating: Datasette, internal: str
+) -> None:
+    alter(internal, "update datasette_secrets set wrapped_key = x'00' where name < 'C'")
+    steps: list[int] = []
+    report = await rotation.rotate(
+        rotating, skip_unopenable=True, batch_size=1, progress=steps.append
+    )
+    assert [problem.name for problem in report.problems] == ["A", "B"]
+    assert sum(steps) == 6
+
+
+async def test_a_row_of_0x_between_others_that_no_key_opens_is_named_once(
+    datasette: Datasette, internal: str, master_key: str
+) -> None:
+    put_tokens(internal, master_key, "A")
+    put_tokens(internal, Fernet.generate_key().decode(), "B")
+    put_tokens(internal, master_key, "C")
+    report = await rotation.upgrade(datasette)
+    assert report.changed == 2
+    assert [(each.name, each.code) for each in report.problems] == [
+        ("B", "cannot-upgrade")
+    ]
+
+
+async def test_a_row_that_was_not_on_the_list_is_left_and_named(
+    datasette: Datasette, internal: str, master_key: str
+) -> None:
+    put_tokens(internal, master_key, "A")
+    listed = await rotation.upgrade(datasette, dry_run=True)
+    put_tokens(internal, master_key, "PLANTED")
+    report = await rotation.upgrade(datasette, only=listed.offered)
+    [problem] = report.problems
+    assert (problem.name, problem.version) == ("PLANTED", 1)
+    assert (problem.code, problem.remedy) == (
+        "needs-upgrade",
+        "datasette secrets upgrade",
+    )
+    assert problem.message.startswith("PLANTED version 1 was not on the list")
+    assert report.changed == 1
+
+
+# Counting.
+
+
+async def test_the_census_counts_all_rows_of_0x_whatever_key_they_name(
+    datasette: Datasette, internal: str, master_key: str
+) -> None:
+    put_tokens(internal, master_key, "A", "B", "C")
+    alter(
+        internal,
+        "update datasette_secrets set encryption_key_name = name where name > 'A'",
+    )
+    assert (await rotation.census(datasette)).legacy == 3
+
+
+async def test_the_census_of_a_server_without_a_key_has_no_primary(
+    make_datasette: MakeDatasette,
+) -> None:
+    found = await rotation.census(make_datasette())
+    assert (found.primary, found.ring, found.counts) == (None, (), {})
+
+
+async def test_a_rotation_of_nothing_is_complete(datasette: Datasette) -> None:
+    report = await rotation.rotate(datasette)
+    assert (report.complete, report.changed, report.current) == (True, 0, 0)
+
+
+async def test_what_is_current_and_what_is_to_change_add_up(
+    rotating: Datasette, internal: str
+) -> None:
+    await set_secret(rotating, "D", "value of D")
+    for dry_run in (True, False):
+        report = await rotation.rotate(rotating, dry_run=dry_run)
+        assert (report.to_change, report.current) == (3, 1)
+        assert report.dry_run == dry_run
+
+
+async def test_rows_with_odd_ids_are_rotated_too(
+    rotating: Datasette, internal: str
+) -> None:
+    alter(
+        internal,
+        "update datasette_secrets set id = -9223372036854775807 where name = 'A'",
+        "update datasette_secrets set id = 9223372036854775807 where name = 'B'",
+    )
+    report = await rotation.rotate(rotating, batch_size=1)
+    assert (report.complete, report.changed) == (True, 3)
+
+
+async def test_a_rotation_is_announced_with_its_key_number_and_actor(
+    rotating: Datasette,
+) -> None:
+    seen: list[Event] = []
+
+    class Listening:
+        @hookimpl
+        def track_event(self, event: Event) -> None:
+            seen.append(event)
+
+    listening = Listening()
+    pm.register(listening)
+    try:
+        await rotating.invoke_startup()
+        report = await rotation.rotate(rotating, actor_id="ann")
+    finally:
+        pm.unregister(listening)
+    [event] = [each for each in seen if each.name == "rotate-encryption-key"]
+    assert event.actor == {"id": "ann"}
+    assert event.properties() == {"key_id": report.primary, "versions": 3}
+
+
+async def test_a_rotation_of_a_named_database_says_by_default_what_may_remain(
+    make_datasette: MakeDatasette, master_key: str, tmp_path: str
+) -> None:
+    path = f"{tmp_path}/named.db"
+    alter(path, "create table t (a)")
+    datasette = make_datasette(master_key, database="named", files=[path])
+    await set_secret(datasette, "A", "value of A")
+    report = await rotation.rotate(datasette)
     assert report.clean_up is not None
     assert report.clean_up.remains
