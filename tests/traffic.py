@@ -124,11 +124,16 @@ async def live(datasette: Datasette, job: dict[str, Any]) -> dict[str, Any]:
     async def task(number: int) -> None:
         chance = random.Random(f"{job['worker']} {number}")  # noqa: S311  # not for keys
         count = 0
-        while time.monotonic() < ends:
+        # However slow the machine: a few turns each, and a rotation among them.
+        while time.monotonic() < ends or count < 10:
             count += 1
             name = chance.choice(NAMES)
             try:
-                await act(datasette, chance, name, f"{job['worker']}.{number}.{count}")
+                if number == 0 and count == 5:
+                    await rotate_all(chance)
+                else:
+                    unique = f"{job['worker']}.{number}.{count}"
+                    await act(datasette, chance, name, unique)
             except Exception as error:
                 report["problems"].append(f"{type(error).__name__}: {error}")
 
@@ -157,10 +162,13 @@ async def live(datasette: Datasette, job: dict[str, Any]) -> dict[str, Any]:
             except InvalidSecret:
                 return
         else:
-            await rotation.rotate(
-                datasette, batch_size=7, new_data_keys=chance.random() < 0.3
-            )
-            report["rotations"] += 1
+            await rotate_all(chance)
+
+    async def rotate_all(chance: random.Random) -> None:
+        await rotation.rotate(
+            datasette, batch_size=7, new_data_keys=chance.random() < 0.3
+        )
+        report["rotations"] += 1
 
     await asyncio.gather(*(task(number) for number in range(job["tasks"])))
     return report
