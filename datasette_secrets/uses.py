@@ -87,9 +87,8 @@ class UseRecorder:
             outcome = await store.record_uses(
                 self._db, list(latest.values()), self.now()
             )
-        except Exception:
-            # A database that is closed, gone or cannot be opened must not stop reads,
-            # and the reads themselves will say what is wrong with it.
+        except Exception:  # no database, closed, gone or broken, may stop a read here
+            # The reads themselves say what is wrong with it.
             return store.Recorded(written=False)
         if outcome.written:
             self._remember(uses)

@@ -114,11 +114,11 @@ def test_what_an_earlier_run_could_not_clean_up_the_next_one_does(
     assert not found_in_files(littered, wraps)
 
 
+# Only a write-ahead log can be held.
+@pytest.mark.parametrize("littered", ["wal"], indirect=True)
 def test_a_log_that_another_process_holds_is_said_with_what_to_do(
     littered: Console,
 ) -> None:
-    if journal_mode(littered) != "wal":
-        pytest.skip("there is no log")
     wraps, _ = envelopes(littered, "name = 'SECRET_7' and version = 1")
     with closing(sqlite3.connect(littered.internal, isolation_level=None)) as reader:
         reader.execute("begin").close()
