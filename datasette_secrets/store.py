@@ -18,7 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import sqlite_utils
@@ -971,66 +971,87 @@ async def journal_mode(db: Database) -> str:
     return await read(db, secrets_journal_mode)
 
 
-async def rows_after(
+class Rows:
+    """Rows in the order of their ids, each made into a `Row` when it is looked at.
+
+    Thousands of those alive at once would cost the garbage collector more than the read.
+    """
+
+    def __init__(self, rows: list[tuple[Any, ...]]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(_MAKE_ROW, self._rows)
+
+    @property
+    def last_id(self) -> int:
+        return int(self._rows[-1][0])
+
+
+_MAKE_ROW = partial(tuple.__new__, Row)  # `Row._make` without its check of the length
+
+
+async def rows_from(
     db: Database,
     row_id: int,
     limit: int,
     *,
     but_key_id: str | None = None,
     wraps_only: bool = False,
-) -> list[Row]:
-    """Up to `limit` rows that hold a value, from the id after `row_id` on.
+) -> Rows:
+    """Up to `limit` rows that hold a value, from id `row_id` on.
 
-    `but_key_id`: leave out those wrapped by that key. `wraps_only`: read no values;
+    `but_key_id`: leave out those wrapped by that key (no row of 0.x is). `wraps_only`: read no values;
     `encrypted` is then None. Raises DatabaseUnavailable.
     """
     columns = _WRAP if wraps_only else _ROW
 
-    def secret_rows(conn: sqlite3.Connection) -> list[Row]:
-        rows = _select(
-            conn,
-            f"""select {columns} from {TABLE} where id > :after
-            and not (encrypted is null and wrapped_key is null)
-            and (:key_id is null or encryption_key_name is not :key_id)
-            order by id limit :limit""",  # noqa: S608
-            {"after": row_id, "limit": limit, "key_id": but_key_id},
+    def secret_rows(conn: sqlite3.Connection) -> Rows:
+        return Rows(
+            _select(
+                conn,
+                f"""select {columns} from {TABLE} where id >= :row_id
+                and not (encrypted is null and wrapped_key is null)
+                and (:key_id is null or encryption_key_name is not :key_id
+                    or (wrapped_key is null and envelope_version is null))
+                order by id limit :limit""",  # noqa: S608
+                {"row_id": row_id, "limit": limit, "key_id": but_key_id},
+            )
         )
-        return list(map(Row._make, rows))
 
     return await read(db, secret_rows)
 
 
 async def rows_between(
     db: Database, first_id: int, last_id: int, *, wraps_only: bool = False
-) -> list[Row]:
+) -> Rows:
     """The rows that hold a value, from one id to another. Raises DatabaseUnavailable.
 
-    `wraps_only`: as in `rows_after`.
+    `wraps_only`: as in `rows_from`.
     """
     columns = _WRAP if wraps_only else _ROW
 
-    def secret_rows_between(conn: sqlite3.Connection) -> list[Row]:
-        rows = _select(
-            conn,
-            f"""select {columns} from {TABLE} where id between :first and :last
-            and not (encrypted is null and wrapped_key is null) order by id""",  # noqa: S608
-            {"first": first_id, "last": last_id},
+    def secret_rows_between(conn: sqlite3.Connection) -> Rows:
+        return Rows(
+            _select(
+                conn,
+                f"""select {columns} from {TABLE} where id between :first and :last
+                and not (encrypted is null and wrapped_key is null) order by id""",  # noqa: S608
+                {"first": first_id, "last": last_id},
+            )
         )
-        return list(map(Row._make, rows))
 
     return await read(db, secret_rows_between)
 
 
 # Rotation.
 
-
-class NewWrap(NamedTuple):
-    """A row's new wrap, to be written only if the old one still is what was read."""
-
-    wrapped_key: bytes
-    key_id: str
-    id: int
-    old_wrapped_key: bytes | None
+#: A new wrap, its key id, the row's id, and the wrap that the row must still hold: a plain
+#: tuple, since SQLite's binding takes twice as long over any other.
+NewWrap = tuple[bytes, str, int, bytes]
 
 
 class Replacement(NamedTuple):

@@ -307,11 +307,44 @@ async def test_rows_with_odd_ids_are_rotated_too(
 ) -> None:
     alter(
         internal,
-        "update datasette_secrets set id = -9223372036854775807 where name = 'A'",
+        "update datasette_secrets set id = -9223372036854775808 where name = 'A'",
         "update datasette_secrets set id = 9223372036854775807 where name = 'B'",
     )
     report = await rotation.rotate(rotating, batch_size=1)
     assert (report.complete, report.changed) == (True, 3)
+
+
+@pytest.mark.parametrize("prepared_max", [0, 1, 2, 3])
+@pytest.mark.parametrize("times", [0, 1])
+async def test_what_the_preflight_has_no_room_to_prepare_is_rotated_all_the_same(
+    rotating: Datasette,
+    internal: str,
+    monkeypatch: pytest.MonkeyPatch,
+    prepared_max: int,
+    times: int,
+) -> None:
+    monkeypatch.setattr(rotation, "_PREPARED_MAX", prepared_max)
+    alter(internal, "update datasette_secrets set wrapped_key = x'00' where name = 'A'")
+    lose_updates(internal, "wrapped_key", times=times, name="C")
+    report = await rotation.rotate(rotating, skip_unopenable=True, batch_size=1)
+    assert (report.changed, report.current, report.complete) == (2, 0, False)
+    assert [problem.name for problem in report.problems] == ["A"]
+    assert await get_secret(rotating, "C") == "value of C"
+
+
+@pytest.mark.parametrize("new_data_keys", [False, True])
+async def test_a_row_of_0x_that_names_the_primary_key_stops_a_rotation_and_is_named(
+    rotating: Datasette, internal: str, master_key: str, new_data_keys: bool
+) -> None:
+    put_tokens(internal, master_key, "D")
+    primary = service.vault(rotating).settings.require_ring().primary.id
+    alter(
+        internal,
+        f"update datasette_secrets set encryption_key_name = '{primary}' where name = 'D'",
+    )
+    report = await rotation.rotate(rotating, new_data_keys=new_data_keys)
+    assert (report.changed, report.complete) == (0, False)
+    assert [problem.code for problem in report.problems] == ["needs-upgrade"]
 
 
 async def test_a_rotation_is_announced_with_its_key_number_and_actor(

@@ -374,7 +374,7 @@ async def test_a_row_that_changed_since_it_was_read_is_not_written(
     datasette = await start(make_datasette, OLD)
     db = service.vault(datasette).db
     ring = service.vault(datasette).settings.require_ring()
-    [row, *_] = await store.rows_after(db, 0, 10)
+    [row, *_] = await store.rows_from(db, 0, 10)
     sealed = envelope.upgrade(ring, row.name, row.version, row.encrypted)
     for change in (
         "encrypted = x'00'",
