@@ -43,13 +43,25 @@ def read_value(name: str, value_file: str | None) -> str:
 def _typed_twice(name: str) -> str | None:
     """What is typed twice alike; None when that was broken off."""
     while True:
-        value = _typed(f"Value of {name}")
+        value = _typed(f"Value of {name}, one line")
         if value is None or value == _NOT_TEXT:
             return value
+        if _begins_several_lines(value):
+            shell.warn("It has several lines: pass it through a pipe or --value-file")
+            return None
         repeated = _typed("Repeat for confirmation")
         if repeated is None or repeated == value:
             return repeated
         shell.warn("The two values are not the same: type it again")
+
+
+def _begins_several_lines(line: str) -> bool:
+    """Whether it can only be the first line of something: of a PEM file, say, or of JSON.
+
+    A terminal hands a pasted text over by its lines, and drops those after the first.
+    """
+    is_pem = line.startswith("-----BEGIN ") and "-----END " not in line
+    return is_pem or line in ("{", "[")
 
 
 def _typed(question: str) -> str | None:
@@ -167,7 +179,7 @@ def _add(found: EnvFile, name: str, value: str, line: int) -> str:
     if not value:
         found.empty[name] = line
         return ""
-    if value.startswith("-----BEGIN ") and "-----END " not in value:
+    if _begins_several_lines(value):
         return "it is the first of several lines, which have to stand in quotes"
     plaintext = Plaintext.parse(value)
     if isinstance(plaintext, str):

@@ -2,7 +2,7 @@
 
     python scripts/mutants.py [TARGET]...
 
-Targets: envelope, rotation, permissions. Without one, all of them. mutmut makes the
+Targets: envelope, rotation, permissions, pages. Without one, all of them. mutmut makes the
 changes, in a copy. Those that no test notices are printed, save the ones that EXPLAINED
 has a reason for; with any left, it exits 1.
 """

@@ -193,6 +193,19 @@ def test_a_byte_that_is_no_utf_8_in_the_confirmation_shows_nothing_of_the_value(
     assert "sk-typed" not in terminal.shown
 
 
+@pytest.mark.parametrize("first_line", ["-----BEGIN PRIVATE KEY-----", "{"])
+def test_the_first_of_several_lines_is_not_taken_for_the_value(
+    console: Console, first_line: str
+) -> None:
+    terminal = Terminal(console, "set", "A", CREATE)
+    terminal.until("Value of A")
+    terminal.type(f"{first_line}\nsecond line")
+    assert terminal.end() == 1
+    assert "through a pipe or --value-file" in terminal.shown
+    assert "second line" not in terminal.shown
+    assert "not set" in console.refused("get", "A")
+
+
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
 def test_colours_are_for_terminals_whose_user_wants_them(
     filled: Console, no_color: str, coloured: bool
@@ -315,6 +328,7 @@ def test_a_env_file_is_read_as_dotenv_reads_it(
         ("A=1\nsk-x+y/=\n", "Line 2: A name is made of letters"),
         ("A=-----BEGIN PRIVATE KEY-----\nsk-x=\n", "Line 1 cannot be stored"),
         ("A=-----BEGIN PRIVATE KEY-----\nMIIEvQ=\n", "the first of several lines"),
+        ("A={\n", "the first of several lines"),
         ("A=1\nB=sk-\0\n", "Line 2 cannot be stored: it contains a NUL character"),
         ("A=1\nB=" + "x" * 65_537, "Line 2 cannot be stored: it has 65,537 bytes"),
         (b"A=1\nB=\xff", "Line 2 cannot be stored: it is not valid UTF-8"),
