@@ -124,7 +124,7 @@ async def rotate_key(
     if as_json:
         shell.print_json(reports.rotation_json(place, report))
     else:
-        reports.print_rotation(place, report, skip_unopenable=skip_unopenable)
+        reports.print_rotation(place, report)
     reports.say_why_incomplete(report)
     reports.say_what_remains(report.clean_up)
     if not reports.is_well(report):

@@ -13,14 +13,12 @@ if TYPE_CHECKING:
     from . import rotation, service, store
 
 
-def print_rotation(
-    place: service.Vault, report: rotation.Rotation, *, skip_unopenable: bool
-) -> None:
+def print_rotation(place: service.Vault, report: rotation.Rotation) -> None:
     versions = shell.count(report.to_change, "version")
     current = f"{report.current:,} {'is' if report.current == 1 else 'are'} current"
     if report.dry_run:
         click.echo(f"Would re-wrap {versions}; {current}")
-    elif report.problems and not skip_unopenable:
+    elif report.clean_up is None:
         click.echo(f"Nothing was changed; {versions} to re-wrap, {current}")
     else:
         click.echo(
@@ -28,7 +26,7 @@ def print_rotation(
             f"{report.current:,} had nothing to change"
         )
     print_problems(report.problems)
-    if report.problems and not skip_unopenable:
+    if report.problems and report.clean_up is None:
         click.echo("Deal with these first, or rotate the rest with --skip-unopenable")
     if report.census is not None:
         print_keys(place, report.census)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 5_000
 _PASSES_MAX = 20
-# The preflight keeps so many new wraps, so that they are not made twice: some 45 MB.
+# The preflight keeps so many new wraps, so that they are not made twice: some 55 MB.
 _PREPARED_MAX = 200_000
 
 Progress = Callable[[int], None]
@@ -241,10 +241,10 @@ async def rotate(
     report = Rotation(primary=ring.primary.id, dry_run=dry_run)
     work = _Work(place, ring, batch_size, new_data_keys, progress or (lambda _: None))
 
-    await work.preflight(report)
+    report.census = await census(datasette)
+    await work.preflight(report, skip_unopenable=skip_unopenable)
+    report.current = max(0, report.census.versions - report.to_change)
     if dry_run or (report.problems and not skip_unopenable):
-        report.census = await census(datasette)
-        report.current = max(0, report.census.versions - report.to_change)
         return report
 
     await store.ensure_migrated(place.db)
@@ -257,7 +257,6 @@ async def rotate(
         counted = await census(datasette)
     elsewhere = work.count_elsewhere(counted)
     report.census = counted
-    report.current = max(0, counted.versions - report.changed - elsewhere)
     report.clean_up = await service.clean_up(place, vacuum=vacuum)
     report.complete = not report.problems and not elsewhere
     if report.changed:
@@ -363,13 +362,10 @@ async def _replace_legacy(
     if not changes:
         return 0
     changed = await store.replace_envelopes(place.db, changes)
-    written = {change.old.id for change in changes}
-    for row in await store.rows_between(
-        place.db, changes[0].old.id, changes[-1].old.id
-    ):
-        if row.id in written and row.is_legacy:
+    for row in await store.rows_with_ids(place.db, [each.id for each in changes]):
+        if row.is_legacy:
             lost.append(row)
-        elif row.id in written:
+        else:
             envelope.open(ring, row.name, row.version, row)
     return changed
 
@@ -407,7 +403,7 @@ class _Work:
     new_data_keys: bool
     progress: Progress
     #: What the preflight has made already, to be written unless a row has changed since.
-    prepared: list[_Prepared] = field(default_factory=list)
+    prepared: list[_Prepared] = field(default_factory=list, repr=False)
     #: How many versions under another key the last pass had to leave.
     stuck: int = 0
     #: Whether those under the primary key are still to be changed, too.
@@ -418,34 +414,30 @@ class _Work:
     def __post_init__(self) -> None:
         self.everything = self.new_data_keys
 
-    async def preflight(self, report: Rotation) -> None:
+    async def preflight(self, report: Rotation, *, skip_unopenable: bool) -> None:
         """Open every wrap that is to be changed; change nothing."""
         prove = envelope.open if self.new_data_keys else envelope.unwrap
+        prepare = not (report.dry_run or self.new_data_keys)
         async for rows in self._batches():
-            if self.new_data_keys or report.to_change >= _PREPARED_MAX:
-                report.problems += _unopenable(self.ring, rows, prove)
-            else:
+            if prepare and report.to_change < _PREPARED_MAX:
                 problems, changes = self._rewrapped(rows)
-                report.problems += problems
                 self.prepared.append(_Prepared.of(changes))
+            else:
+                problems = list(_unopenable(self.ring, rows, prove))
+            report.problems += problems
             report.to_change += len(rows)
             self.progress(len(rows))
+            # Nothing is going to be written then.
+            prepare &= skip_unopenable or not report.problems
 
     async def write_prepared(self, report: Rotation) -> bool:
-        """The first pass, or as much of it as the preflight has prepared.
-
-        False when there is more to do, or somebody else changed rows meanwhile.
-        """
+        """The first pass, as far as the preflight has prepared it; False if more is left."""
         for prepared in self.prepared:
             changes = prepared.changes(self.ring.primary.id)
             report.changed += await self._write(changes)
             self.progress(len(changes))
         self.prepared.clear()
-        self.stuck = len(report.problems)
-        finished = report.changed + self.stuck == report.to_change
-        if finished:
-            self.progress(self.stuck)
-        return finished
+        return report.changed == report.to_change
 
     async def change(self, report: Rotation) -> bool:
         """One pass; False when somebody else changed rows meanwhile: then do another."""
@@ -463,7 +455,7 @@ class _Work:
             if problems:
                 self.stuck += self._count_stuck(rows, ids)
             self.progress(len(rows))
-        if not lost:
+        if not lost and len(report.problems) == self.stuck:
             self.everything = False
         return not lost
 
@@ -513,8 +505,8 @@ class _Work:
             return {change.id for change in changes}
         stored = {
             row.id: row.wrapped_key
-            for row in await store.rows_between(
-                self.place.db, changes[0].id, changes[-1].id, wraps_only=True
+            for row in await store.rows_with_ids(
+                self.place.db, [change.id for change in changes], wraps_only=True
             )
         }
         return {
@@ -545,14 +537,9 @@ class _Work:
 
     async def _read_back(self, ids: list[int]) -> None:
         """Open the wraps that now stand in the file. One destroyed meanwhile is fine."""
-        if not ids:
-            return
-        written = set(ids)
-        for row in await store.rows_between(
-            self.place.db, ids[0], ids[-1], wraps_only=True
-        ):
+        for row in await store.rows_with_ids(self.place.db, ids, wraps_only=True):
             # Under another key, somebody else has changed it since: the next pass sees it.
-            if row.id in written and row.key_id == self.ring.primary.id:
+            if row.key_id == self.ring.primary.id:
                 envelope.unwrap(self.ring, row.name, row.version, row)
 
 

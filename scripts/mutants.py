@@ -42,12 +42,12 @@ EXPLAINED = (
         "the words of a message, not its sense",
     ),
     (
-        r"validate=|\.replace\(.*\), \)$",
+        r"validate=|_TO_STANDARD\), \)$",
         "the canonical spelling is compared afterwards",
     ),
     (r'surrogatepass|SURROGATEPASS|"utf-8", \)', "no name with half a pair gets here"),
     (
-        r"wraps_only=|^ +place\.db, last, size.*, \)|^ +self\.place\.db, (ids|changes)\[0\]",
+        r"wraps_only=|^ +place\.db, row_id, size.*, \)|^ +self\.place\.db, (ids|changes)\[0\]",
         "how much of a row is read, which only costs time",
     ),
     (

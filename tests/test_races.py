@@ -7,6 +7,7 @@ which is what a row looks like that somebody else was quicker to change.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 
 import decoder
@@ -18,7 +19,14 @@ from datasette.app import Datasette
 from datasette.events import Event
 from datasette.plugins import pm
 
-from datasette_secrets import envelope, get_secret, rotation, service, set_secret
+from datasette_secrets import (
+    envelope,
+    get_secret,
+    reports,
+    rotation,
+    service,
+    set_secret,
+)
 
 
 def alter(path: str, *statements: str) -> None:
@@ -345,6 +353,102 @@ async def test_a_row_of_0x_that_names_the_primary_key_stops_a_rotation_and_is_na
     report = await rotation.rotate(rotating, new_data_keys=new_data_keys)
     assert (report.changed, report.complete) == (0, False)
     assert [problem.code for problem in report.problems] == ["needs-upgrade"]
+
+
+def after_step(number: int, *statements: str, path: str) -> Callable[[int], None]:
+    """A `progress` that changes the database once that many steps were reported."""
+    steps: list[int] = []
+
+    def progress(count: int) -> None:
+        steps.append(count)
+        if len(steps) == number:
+            alter(path, *statements)
+
+    return progress
+
+
+def late_row(key: str) -> str:
+    """SQL by which a server that has this key first stores LATE, before all other rows."""
+    master_key = envelope.MasterKey.parse(key)
+    plaintext = envelope.Plaintext.parse("value of LATE")
+    assert isinstance(master_key, envelope.MasterKey)
+    assert isinstance(plaintext, envelope.Plaintext)
+    sealed = plaintext.seal(master_key, "LATE", 1)
+    assert sealed.wrapped_key is not None
+    assert sealed.encrypted is not None
+    return (
+        "insert into datasette_secrets (id, name, version, envelope_version, "
+        "encryption_key_name, wrapped_key, encrypted) values (-1, 'LATE', 1, 1, "
+        f"'{sealed.key_id}', x'{sealed.wrapped_key.hex()}', x'{sealed.encrypted.hex()}')"
+    )
+
+
+DESTROY_B = (
+    "update datasette_secrets set wrapped_key = null, encrypted = null where name = 'B'"
+)
+
+
+async def test_a_row_that_did_not_open_and_was_destroyed_meanwhile_is_no_problem(
+    rotating: Datasette, internal: str, master_key: str
+) -> None:
+    alter(internal, "update datasette_secrets set wrapped_key = x'00' where name = 'B'")
+    report = await rotation.rotate(
+        rotating,
+        skip_unopenable=True,
+        progress=after_step(1, DESTROY_B, late_row(master_key), path=internal),
+    )
+    assert (report.changed, report.problems, report.complete) == (3, [], True)
+    assert await get_secret(rotating, "LATE") == "value of LATE"
+
+
+async def test_what_could_not_be_sealed_afresh_is_not_forgotten_in_another_pass(
+    rotating: Datasette, internal: str, master_key: str
+) -> None:
+    await rotation.rotate(rotating)
+    alter(internal, "update datasette_secrets set encrypted = x'00' where name = 'B'")
+    report = await rotation.rotate(
+        rotating,
+        new_data_keys=True,
+        skip_unopenable=True,
+        progress=after_step(2, late_row(master_key), path=internal),
+    )
+    assert [problem.name for problem in report.problems] == ["B"]
+    assert (report.changed, report.current, report.complete) == (3, 0, False)
+
+
+async def test_what_turns_up_after_the_rows_were_changed_does_not_say_nothing_was(
+    rotating: Datasette, internal: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = (
+        "insert into datasette_secrets "
+        "(id, name, version, encrypted, encryption_key_name) "
+        "values (-1, 'L', 1, x'41', 'default')"
+    )
+    report = await rotation.rotate(
+        rotating, progress=after_step(1, planted, path=internal)
+    )
+    assert ([each.name for each in report.problems], report.complete) == (["L"], False)
+    reports.print_rotation(service.vault(rotating), report)
+    assert "Re-wrapped 3 versions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "message", ["no such table", "no such column", "database is locked"]
+)
+@pytest.mark.parametrize("column", ["name", "encryption_key_name", "wrapped_key"])
+async def test_text_that_does_not_decode_hides_no_row_whatever_it_says(
+    rotating: Datasette, internal: str, message: str, column: str
+) -> None:
+    """The error that SQLite's module raises for such text quotes it."""
+    alter(
+        internal,
+        f"update datasette_secrets set {column} = cast(x'ff' || '{message}' as text) "
+        "where name = 'B'",
+    )
+    found = await rotation.verify(rotating)
+    assert (found.opened, len(found.problems)) == (2, 1)
+    report = await rotation.rotate(rotating, skip_unopenable=True)
+    assert (report.changed, len(report.problems), report.complete) == (2, 1, False)
 
 
 async def test_a_rotation_is_announced_with_its_key_number_and_actor(
