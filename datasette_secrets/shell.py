@@ -15,6 +15,7 @@ import errno
 import getpass
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -57,6 +58,8 @@ IGNORED = frozenset(
 SHOWN = frozenset({"files", "internal", "config", "settings", "plugins_dir", "create"})
 _NEW_DATABASES = (".db", ".sqlite", ".sqlite3")
 _LONG_WORK = 5_000
+# A pasted text has come to its end when nothing has followed for so long.
+_QUIET_SECONDS = 1.0
 
 
 class Misuse(click.ClickException):
@@ -289,6 +292,35 @@ class VersionNumber(click.ParamType):  # type: ignore[type-arg]  # since click 8
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether it is one. Python's name for a stream that was closed is None."""
     return stream is not None and stream.isatty()
+
+
+@contextmanager
+def echo_off() -> Iterator[Callable[[], None]]:
+    """While this lasts, the terminal shows nothing that is typed.
+
+    Yields what reads away the rest of a pasted text, which comes line by line and would go
+    to whatever reads the terminal next: a shell would run it, and keep it in its history.
+    """
+    try:
+        import termios
+    except ImportError:  # Windows, where the rest stays in the console
+        yield lambda: None
+        return
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+
+    def discard_input() -> None:
+        while select.select([terminal], [], [], _QUIET_SECONDS)[0]:
+            if not os.read(terminal, 65_536):
+                break
+
+    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
+    try:
+        yield discard_input
+    finally:
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
 
 
 def give_up_stdout() -> None:

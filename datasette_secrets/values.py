@@ -42,26 +42,19 @@ def read_value(name: str, value_file: str | None) -> str:
 
 def _typed_twice(name: str) -> str | None:
     """What is typed twice alike; None when that was broken off."""
-    while True:
-        value = _typed(f"Value of {name}, one line")
-        if value is None or value == _NOT_TEXT:
-            return value
-        if _begins_several_lines(value):
-            shell.warn("It has several lines: pass it through a pipe or --value-file")
-            return None
-        repeated = _typed("Repeat for confirmation")
-        if repeated is None or repeated == value:
-            return repeated
-        shell.warn("The two values are not the same: type it again")
-
-
-def _begins_several_lines(line: str) -> bool:
-    """Whether it can only be the first line of something: of a PEM file, say, or of JSON.
-
-    A terminal hands a pasted text over by its lines, and drops those after the first.
-    """
-    is_pem = line.startswith("-----BEGIN ") and "-----END " not in line
-    return is_pem or line in ("{", "[")
+    with shell.echo_off() as discard_input:
+        while True:
+            value = _typed(f"Value of {name}, one line")
+            if value is None or value == _NOT_TEXT:
+                return value
+            if _is_start_of_pem(value) or value in ("{", "["):
+                discard_input()
+                shell.warn("It has several lines: use a pipe or --value-file")
+                return None
+            repeated = _typed("Repeat for confirmation")
+            if repeated is None or repeated == value:
+                return repeated
+            shell.warn("The two values are not the same: type it again")
 
 
 def _typed(question: str) -> str | None:
@@ -73,6 +66,10 @@ def _typed(question: str) -> str | None:
         return _NOT_TEXT
     except Exception:  # whatever it is, its frames may hold what was typed
         return None
+
+
+def _is_start_of_pem(text: str) -> bool:
+    return text.startswith("-----BEGIN ") and "-----END " not in text
 
 
 def _read(path: str) -> bytes:
@@ -179,7 +176,7 @@ def _add(found: EnvFile, name: str, value: str, line: int) -> str:
     if not value:
         found.empty[name] = line
         return ""
-    if _begins_several_lines(value):
+    if _is_start_of_pem(value):
         return "it is the first of several lines, which have to stand in quotes"
     plaintext = Plaintext.parse(value)
     if isinstance(plaintext, str):

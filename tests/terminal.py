@@ -8,6 +8,7 @@ import pty
 import select
 import subprocess
 import termios
+import time
 
 from console import Console, environment
 
@@ -25,8 +26,10 @@ class Terminal:
             # Only the session's own terminal turns a key into a signal.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
-        os.close(slave)
+        self._slave = slave
         self.shown = ""
+        #: What was typed, and the command did not read: a shell would.
+        self.left = ""
 
     def until(self, text: str) -> None:
         """Wait until the command has shown this."""
@@ -41,13 +44,22 @@ class Terminal:
 
     def end(self) -> int:
         """Wait for the end of the command; its exit code."""
-        while self._read():
+        ended = time.monotonic() + 60
+        while self._process.poll() is None:
+            self._read(0.1)
+            assert time.monotonic() < ended, "not at its end after a minute"
+        while self._read(0):
             pass
+        while select.select([self._slave], [], [], 0)[0]:
+            self.left += os.read(self._slave, 4096).decode("utf-8", "replace")
+        os.close(self._slave)
         os.close(self._master)
-        return self._process.wait(timeout=60)
+        return self._process.wait()
 
-    def _read(self) -> bool:
-        assert select.select([self._master], [], [], 60)[0], "nothing for a minute"
+    def _read(self, seconds: float = 60) -> bool:
+        if not select.select([self._master], [], [], seconds)[0]:
+            assert seconds < 60, "nothing for a minute"
+            return False
         try:
             got = os.read(self._master, 4096)
         except OSError:  # how Linux says that the other side has ended

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -201,9 +202,25 @@ def test_the_first_of_several_lines_is_not_taken_for_the_value(
     terminal.until("Value of A")
     terminal.type(f"{first_line}\nsecond line")
     assert terminal.end() == 1
-    assert "through a pipe or --value-file" in terminal.shown
+    assert "use a pipe or --value-file" in terminal.shown
     assert "second line" not in terminal.shown
     assert "not set" in console.refused("get", "A")
+
+
+def test_no_line_of_a_refused_paste_is_shown_or_left_for_the_shell(
+    console: Console,
+) -> None:
+    """More of them than a terminal holds at once."""
+    terminal = Terminal(console, "set", "A", CREATE)
+    terminal.until("Value of A")
+    lines = ["-----BEGIN PRIVATE KEY-----", *["body" * 15] * 300]
+    pasting = threading.Thread(target=terminal.type, args=["\n".join(lines)])
+    pasting.start()
+    assert terminal.end() == 1
+    pasting.join()
+    assert "use a pipe or --value-file" in terminal.shown
+    assert "body" not in terminal.shown
+    assert terminal.left == ""
 
 
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
@@ -328,7 +345,6 @@ def test_a_env_file_is_read_as_dotenv_reads_it(
         ("A=1\nsk-x+y/=\n", "Line 2: A name is made of letters"),
         ("A=-----BEGIN PRIVATE KEY-----\nsk-x=\n", "Line 1 cannot be stored"),
         ("A=-----BEGIN PRIVATE KEY-----\nMIIEvQ=\n", "the first of several lines"),
-        ("A={\n", "the first of several lines"),
         ("A=1\nB=sk-\0\n", "Line 2 cannot be stored: it contains a NUL character"),
         ("A=1\nB=" + "x" * 65_537, "Line 2 cannot be stored: it has 65,537 bytes"),
         (b"A=1\nB=\xff", "Line 2 cannot be stored: it is not valid UTF-8"),
