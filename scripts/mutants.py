@@ -58,6 +58,12 @@ EXPLAINED = (
         r"digest_size=33|encode\(\), \)",
         "another size of a digest that is only compared",
     ),
+    (
+        r"finished = None|self\.everything = True|strict=(None|False)|self\.ids, \)$"
+        r"|to_change <= _PREPARED_MAX|prepare = ",
+        "the same is done, in more steps",
+    ),
+    (r"counts\.get\(None", "no two groups have one key id that is text"),
     (r"\(data_key is None\) and False", "libsodium's binding refuses None as a key"),
 )
 
@@ -112,6 +118,8 @@ def changed_lines(folder: Path, mutant: str) -> list[str]:
 
 def reason(lines: list[str]) -> str | None:
     new = [line[1:] for line in lines if line.startswith("+")]
+    if not any(re.search(r"\w", line) for line in new):  # an argument was left out
+        new = [line[1:] for line in lines]
     for pattern, why in EXPLAINED:
         if any(re.search(pattern, line) for line in new):
             return why

@@ -317,6 +317,7 @@ async def test_rows_with_odd_ids_are_rotated_too(
         internal,
         "update datasette_secrets set id = -9223372036854775808 where name = 'A'",
         "update datasette_secrets set id = 9223372036854775807 where name = 'B'",
+        "update datasette_secrets set id = 1000 where name = 'C'",
     )
     report = await rotation.rotate(rotating, batch_size=1)
     assert (report.complete, report.changed) == (True, 3)
@@ -353,6 +354,17 @@ async def test_a_row_of_0x_that_names_the_primary_key_stops_a_rotation_and_is_na
     report = await rotation.rotate(rotating, new_data_keys=new_data_keys)
     assert (report.changed, report.complete) == (0, False)
     assert [problem.code for problem in report.problems] == ["needs-upgrade"]
+
+
+@pytest.mark.parametrize("column", ["wrapped_key", "encrypted"])
+async def test_new_data_keys_are_refused_where_one_value_does_not_open(
+    rotating: Datasette, internal: str, column: str
+) -> None:
+    alter(internal, f"update datasette_secrets set {column} = x'00' where name > 'A'")
+    report = await rotation.rotate(rotating, new_data_keys=True, batch_size=1)
+    assert (report.to_change, report.changed, report.complete) == (3, 0, False)
+    assert [problem.name for problem in report.problems] == ["B", "C"]
+    assert await get_secret(rotating, "A") == "value of A"
 
 
 def after_step(number: int, *statements: str, path: str) -> Callable[[int], None]:
