@@ -38,7 +38,7 @@ TARGETS = {
 EXPLAINED = (
     (r'"(UTF-8|ASCII)"', "another spelling of the same encoding"),
     (
-        r'"XX|XX"|^\s*[rf]*"[^"]*"[,)]*$|return f?"',
+        r'"XX|XX"|^\s*[rf]*"[^"]*"[,)]*$|return f?"|"run sql across',
         "the words of a message, not its sense",
     ),
     (
@@ -63,6 +63,7 @@ EXPLAINED = (
         r"|to_change <= _PREPARED_MAX|prepare = ",
         "the same is done, in more steps",
     ),
+    (r"_database\{number|SECRETS:NOBODY", "another name of what is only referred to"),
     (r"counts\.get\(None", "no two groups have one key id that is text"),
     (r"\(data_key is None\) and False", "libsodium's binding refuses None as a key"),
 )

@@ -29,6 +29,7 @@ from datasette_secrets import (
     DatabaseUnavailable,
     envelope,
     get_secret,
+    guard,
     rotation,
     service,
     set_secret,
@@ -275,6 +276,7 @@ async def test_a_read_only_file_is_read_and_every_change_is_refused(
     immutable_file: str, make_datasette: MakeDatasette, master_key: str
 ) -> None:
     datasette = make_datasette(envelope.generate_master_key(), master_key)
+    assert "cannot be written" in guard.why_read_only(service.vault(datasette))
     assert await get_secret(datasette, "A", "ann") == "a value"
     for change in (
         lambda: set_secret(datasette, "A", "another"),

@@ -78,6 +78,39 @@ async def test_a_table_that_cannot_be_migrated_is_said_and_reads_go_on(
     assert "; secrets can be read, and not changed" in capsys.readouterr().err
 
 
+async def test_a_table_that_cannot_be_read_is_said_with_the_reason(
+    make_datasette: MakeDatasette, master_key: str, named: str, capsys: Captured
+) -> None:
+    with closing(sqlite3.connect(named)) as conn, conn:
+        conn.execute(
+            "create view datasette_secrets as select no_such_function(a) from t"
+        )
+    datasette = make_datasette(master_key, database="named", files=[named])
+    await datasette.invoke_startup()
+    said = capsys.readouterr().err
+    assert "cannot be written: " in said
+    assert "cannot be read: SQLite says: no such function" in said
+
+
+async def test_who_may_not_run_sql_across_databases_is_not_warned_of(
+    make_datasette: MakeDatasette, master_key: str, named: str
+) -> None:
+    datasette = make_datasette(
+        master_key,
+        database="named",
+        files=[named],
+        crossdb=True,
+        config={
+            "databases": {
+                "named": {"allow_sql": False},
+                "_memory": {"allow_sql": False},
+            }
+        },
+    )
+    await datasette.invoke_startup()
+    assert await guard.exposure(datasette) == []
+
+
 async def test_an_immutable_database_is_said_and_can_be_downloaded_by_anyone(
     make_datasette: MakeDatasette, master_key: str, named: str, capsys: Captured
 ) -> None:
