@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from conftest import MakeDatasette
+from datasette import Response, hookimpl
 from datasette.app import Datasette
+from datasette.plugins import pm
 from datasette.resources import TableResource
 from datasette.tokens import TokenRestrictions
 from datasette.utils.asgi import Request
@@ -206,7 +208,43 @@ async def test_only_those_who_may_see_the_menu_link(
     page = await shared.client.get("/", **carried)
     assert ("Manage secrets" in page.text) == (kind in ALLOWED)
     jump = await shared.client.get("/-/jump?q=secrets", **carried)
-    assert ("Manage secrets" in jump.text) == (kind in ALLOWED)
+    found = [
+        (each["name"], each["url"], each["description"])
+        for each in jump.json()["matches"]
+        if each["type"] == "menu"
+    ]
+    about = "API keys and other credentials that plugins use"
+    assert found == [("Manage secrets", "/-/secrets", about)] * (kind in ALLOWED)
+
+
+async def test_a_refusal_to_a_browser_is_the_page_of_a_forbidden_plugin(
+    shared: Datasette,
+) -> None:
+    class Undecided:
+        @hookimpl(tryfirst=True)
+        def forbidden(self) -> None:
+            return None
+
+    class SignIn:
+        @hookimpl
+        def forbidden(self, request: Request, message: str) -> Any:
+            async def page() -> Response:
+                return Response.text(f"Sign in: {request.path}: {message}")
+
+            return page
+
+    plugins = (Undecided(), SignIn())
+    for plugin in plugins:
+        pm.register(plugin)
+    try:
+        page = await shared.client.get("/-/secrets")
+        answer = await shared.client.get("/-/secrets.json")
+    finally:
+        for plugin in plugins:
+            pm.unregister(plugin)
+    says = "Permission denied: this needs manage-secrets"
+    assert page.text == f"Sign in: /-/secrets: {says}"
+    assert (answer.status_code, answer.json()["error"]) == (403, says)
 
 
 # Where `database` names a database that people can browse, its table is locked.
