@@ -78,7 +78,7 @@ class UseRecorder:
         """Write what waits, once; for a server that is about to stop."""
         queue = self._queues.get(asyncio.get_running_loop())
         if queue is not None:
-            await queue.write_pending()
+            await queue.flush()
 
     async def write(self, uses: list[store.Use]) -> store.Recorded:
         """Write the uses, one for each row: the latest second, and its last actor."""
@@ -128,6 +128,12 @@ class _Queue:
         if self._done is None:
             self._done = asyncio.get_running_loop().create_future()
         return self._done
+
+    async def flush(self) -> None:
+        """Write what waits, once, after what is being written and may have to wait again."""
+        if isinstance(self._next, asyncio.Task):
+            await asyncio.wait([self._next])
+        await self.write_pending()
 
     async def write_pending(self) -> None:
         """Write what waits, once. Never raises."""

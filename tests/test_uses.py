@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -238,6 +239,27 @@ async def test_what_waits_is_written_when_the_server_stops(
     await get_secret(datasette, NAME, "ann")
     locked.execute("commit")
     await service.stop(datasette)
+    assert used(internal)[1] == "ann"
+
+
+async def test_a_server_that_stops_waits_for_what_is_being_written(
+    datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, NAME, "a value")
+    in_the_way = threading.Event()
+
+    def occupy_the_write_thread(conn: sqlite3.Connection) -> None:
+        in_the_way.wait(60)
+
+    db = datasette.get_internal_database()
+    await db.execute_write_fn(occupy_the_write_thread, block=False, transaction=False)
+    await get_secret(datasette, NAME, "ann")
+    stopping = asyncio.create_task(service.stop(datasette))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not stopping.done()
+    in_the_way.set()
+    await stopping
     assert used(internal)[1] == "ann"
 
 
