@@ -49,7 +49,7 @@ def generate_encryption_key() -> None:
     """Print a new master key
 
     \b
-        (umask 077; datasette secrets generate-encryption-key > master.key)
+        (umask 077; set -C; datasette secrets generate-encryption-key > master.key)
     """
     from .envelope import generate_master_key
     from .values import print_value
@@ -360,7 +360,8 @@ async def set_(
 
     \b
         datasette secrets set OPENAI_API_KEY -c datasette.yaml --internal internal.db
-        pass show openai | datasette secrets set OPENAI_API_KEY --internal internal.db
+        pass show openai | datasette secrets set OPENAI_API_KEY -c datasette.yaml \
+            --internal internal.db
     """
     from . import service
     from .values import read_value
@@ -394,7 +395,7 @@ async def get(
     It is recorded as a use.
 
     \b
-        OPENAI_API_KEY="$(datasette secrets get OPENAI_API_KEY --internal internal.db)"
+        datasette secrets get OPENAI_API_KEY -c datasette.yaml --internal internal.db
     """
     from . import service
     from .values import print_value
@@ -402,6 +403,9 @@ async def get(
     user = actor or shell.shell_user()
     if version is None:
         problem = print_value(await service.get_secret(datasette, name, user))
+        listed = await service.find_secret(datasette, name) if problem else None
+        if problem and listed is not None and listed.state == "deleted":
+            problem += f": it was deleted, and 'datasette secrets restore {plain(name)}' undoes that"
     else:
         problem = print_value(
             await service.get_version(datasette, name, version, actor_id=user)
@@ -537,7 +541,7 @@ async def rollback(
     """Store the value of version N again, as a new version
 
     \b
-        datasette secrets rollback OPENAI_API_KEY 2 --internal internal.db
+        datasette secrets rollback OPENAI_API_KEY 2 -c datasette.yaml --internal internal.db
     """
     from . import service
 
@@ -581,8 +585,10 @@ async def destroy(
     often as needed, or --all-but-newest.
 
     \b
-        datasette secrets destroy OPENAI_API_KEY --version 1 --internal internal.db
-        datasette secrets destroy OPENAI_API_KEY --all-but-newest --internal internal.db
+        datasette secrets destroy OPENAI_API_KEY --version 1 -c datasette.yaml \
+            --internal internal.db
+        datasette secrets destroy OPENAI_API_KEY --all-but-newest -c datasette.yaml \
+            --internal internal.db
     """
     from . import reports, service
 

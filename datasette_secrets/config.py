@@ -245,4 +245,7 @@ def _why_missing(key_option: Any) -> str:
         )
     else:
         cause = "'encryption-key' is empty"
-    return f"{PLUGIN} is not configured: {cause}: {HOW_TO_MAKE_A_KEY}"
+    return (
+        f"{PLUGIN} is not configured: {cause}: {HOW_TO_MAKE_A_KEY}, unless secrets are "
+        "stored here already, which need theirs"
+    )

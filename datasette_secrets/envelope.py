@@ -213,6 +213,10 @@ class Plaintext:
             return "it contains a NUL character"
         return cls(utf8)
 
+    def contains_key_of(self, ring: KeyRing) -> bool:
+        """Whether one of the master keys is in the value."""
+        return ring.any_appears_in(self._utf8.decode("utf-8"))
+
     def seal(self, master_key: MasterKey, name: str, version: int) -> Sealed:
         """Seal the value as `version` of `name`, under a data key of its own."""
         context = _context(name, version)

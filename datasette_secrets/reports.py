@@ -25,6 +25,8 @@ def print_rotation(place: service.Vault, report: rotation.Rotation) -> None:
             f"Re-wrapped {shell.count(report.changed, 'version')}; "
             f"{report.current:,} had nothing to change"
         )
+    if not report.to_change and not report.problems:
+        click.echo("To replace the master key, put a new one first in encryption-key")
     print_problems(report.problems)
     if report.problems and report.clean_up is None:
         click.echo("Deal with these first, or rotate the rest with --skip-unopenable")

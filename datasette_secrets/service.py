@@ -142,7 +142,12 @@ async def set_secret(
     place = vault(datasette)
     await _check_name(datasette, place, name)
     _check_note(note)
-    primary = place.settings.require_ring().primary
+    ring = place.settings.require_ring()
+    primary = ring.primary
+    if plaintext.contains_key_of(ring):
+        raise InvalidSecret(
+            f"The value of {name} contains a master key, which is no secret to store"
+        )
     await store.ensure_migrated(place.db)
 
     def seal(version: int) -> envelope.Sealed:
@@ -641,7 +646,15 @@ async def _check_name(datasette: Datasette, place: Vault, name: object) -> None:
         raise InvalidSecret(
             f"A name has at most {NAME_MAX_CHARACTERS} characters, not {len(name)}"
         )
-    if _NAME.match(name) or await is_registered(datasette, name):
+    if await is_registered(datasette, name):
+        return
+    called = name.removeprefix(config.ENV_PREFIX)
+    if called not in ("", name):
+        raise InvalidSecret(
+            f"{name} is what the environment variable of a secret is called: the secret's "
+            f"own name is {called}"
+        )
+    if _NAME.match(name):
         return
     if not await store.history(place.db, name):
         raise InvalidSecret(

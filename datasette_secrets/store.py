@@ -784,7 +784,9 @@ def _require_newest(
     return newest
 
 
-def _check_expected(name: str, newest: Version | None, expected: int) -> None:
+def _check_expected(name: str, newest: Version | None, expected: object) -> None:
+    if not isinstance(expected, int):
+        raise InvalidSecret("expected_version is a number, 0 for none")
     actual = newest.version if newest else 0
     if actual == expected:
         return

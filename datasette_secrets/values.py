@@ -49,7 +49,7 @@ def _typed_twice(name: str) -> str | None:
                 return value
             if _is_start_of_pem(value) or value in ("{", "["):
                 discard_input()
-                shell.warn("It has several lines: use a pipe or --value-file")
+                shell.warn("The value has several lines: use a pipe or --value-file")
                 return None
             repeated = _typed("Repeat for confirmation")
             if repeated is None or repeated == value:

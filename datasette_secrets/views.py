@@ -659,6 +659,8 @@ async def _store(
     listed = await service.find_secret(datasette, name)
     if listed is None or listed.newest is None:
         raise InvalidSecret(f"{name} needs a value: none is stored yet")
+    if sent.is_form and note == (listed.newest.note or ""):
+        return listed.newest.version, f"Nothing changed: no value for {name} was typed"
     version = await service.set_note(
         datasette,
         name,

@@ -32,12 +32,12 @@ END"""
 #: What is typed at the prompts of `set`.
 VALUE = "sk-proj-1234"
 COMMANDS = (
-    f"(umask 077; {KEY} > key-1.txt)",
+    f"(umask 077; set -C; {KEY} > key-1.txt)",
     CONFIG.format("- $file: key-1.txt"),
     f"datasette secrets set OPENAI_API_KEY {OPTIONS} --create",
     f"datasette secrets list {OPTIONS}",
     f"datasette secrets get OPENAI_API_KEY {OPTIONS}",
-    f"(umask 077; {KEY} > key-2.txt)",
+    f"(umask 077; set -C; {KEY} > key-2.txt)",
     CONFIG.format("- $file: key-2.txt\n    - $file: key-1.txt"),
     f"datasette secrets rotate-key {OPTIONS}",
     f"datasette secrets verify {OPTIONS}",

@@ -418,7 +418,7 @@ def test_a_deleted_secret_reads_as_not_set_until_it_is_restored(
     filled: Console,
 ) -> None:
     assert filled.ok("delete", "OPENAI", "--yes") == "Deleted OPENAI, at version 2\n"
-    assert "not set" in filled.refused("get", "OPENAI")
+    assert "not set: it was deleted, and" in filled.refused("get", "OPENAI")
     assert filled.ok("restore", "OPENAI", "--yes") == "Restored OPENAI version 2\n"
     assert filled.ok("get", "OPENAI") == "OPENAI value 2\n"
     assert filled.ok("restore", "OPENAI") == "OPENAI is not deleted\n"

@@ -18,7 +18,7 @@ from datasette.plugins import pm
 
 from datasette_secrets import Secret, delete_secret, get_secret, set_secret
 from datasette_secrets.envelope import generate_master_key
-from datasette_secrets.service import STATES, destroy_versions
+from datasette_secrets.service import STATES, destroy_versions, find_secret
 
 VALUE = "sk-live-4f9c0d1e"
 
@@ -457,6 +457,34 @@ async def test_an_action_is_confirmed_done_and_said(
     assert (done.status_code, done.headers["location"]) == (302, "/-/secrets/KEY")
     assert await visitor.messages(done) == [message]
     assert await get_secret(datasette, "KEY") == value
+
+
+async def test_what_cannot_be_restored_or_deleted_again_is_not_promised(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", VALUE)
+    page = await visitor.get("/KEY/-/restore")
+    assert "nothing to restore: KEY is not deleted" in page.text
+    assert 'type="submit"' not in page.text.partition('class="secrets-what"')[2]
+    await delete_secret(datasette, "KEY")
+    assert "KEY is deleted already" in (await visitor.get("/KEY/-/delete")).text
+    await destroy_versions(datasette, "KEY", [1])
+    page = await visitor.get("/KEY/-/restore")
+    assert "nothing to restore: the value of version 1 was destroyed" in page.text
+
+
+async def test_saving_neither_a_value_nor_another_note_changes_nothing(
+    visitor: Visitor, datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, "KEY", VALUE, note="a note", actor_id="ann")
+    done = await visitor.post("/KEY", secret="  ", note="a note", expected_version="1")
+    assert await visitor.messages(done) == [
+        "Nothing changed: no value for KEY was typed"
+    ]
+    listed = await find_secret(datasette, "KEY")
+    assert listed is not None
+    assert listed.newest is not None
+    assert (listed.newest.version, listed.newest.updated_by) == (1, "ann")
 
 
 async def test_a_deleted_secret_is_restored(

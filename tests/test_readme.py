@@ -110,18 +110,21 @@ def test_installing_and_configuring_as_written_serves_with_the_key(
 
 
 @pytest.fixture
-def plugin() -> Iterator[types.ModuleType]:
-    """The plugin of the README, registered."""
-    code = blocks("Use a secret from a plugin", "python")[0]
-    module = types.ModuleType("plugin_of_the_readme")
-    exec(compile(code, "README.md", "exec"), module.__dict__)  # noqa: S102
-    pm.register(module)
-    yield module
-    pm.unregister(module)
+def plugins_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A working directory with the plugin of the README in it."""
+    before = set(pm.get_plugins())
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "ask.py").write_text(blocks("Use a secret from a plugin", "python")[0])
+    monkeypatch.chdir(tmp_path)
+    yield
+    for plugin in set(pm.get_plugins()) - before:
+        pm.unregister(plugin)
 
 
+@pytest.mark.usefixtures("plugins_folder")
 async def test_the_plugin_and_its_test_run_as_written(
-    plugin: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     code = blocks("Use a secret from a plugin", "python")[1]
     namespace: dict[str, object] = {}
@@ -129,7 +132,7 @@ async def test_the_plugin_and_its_test_run_as_written(
     test = namespace["test_ask"]
     assert callable(test)
     await test(monkeypatch)
-    monkeypatch.undo()
+    monkeypatch.delenv("DATASETTE_SECRETS_OPENAI_API_KEY")
     with pytest.raises(AssertionError):
         await test(types.SimpleNamespace(setenv=lambda *_: None))
 

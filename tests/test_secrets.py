@@ -137,6 +137,31 @@ async def test_a_new_value_of_a_deleted_secret_is_not_deleted(
     assert await get_secret(datasette, NAME) == "second"
 
 
+async def test_a_master_key_is_no_secret_to_store(
+    make_datasette: MakeDatasette,
+) -> None:
+    keys = [envelope.generate_master_key() for _ in range(2)]
+    datasette = make_datasette(*keys)
+    for key in keys:
+        for value in (key, f"KEY={key}\n", base64.urlsafe_b64decode(key).hex()):
+            with pytest.raises(InvalidSecret, match="contains a master key"):
+                await set_secret(datasette, NAME, value)
+    assert await get_secret(datasette, NAME) is None
+
+
+async def test_the_name_of_an_environment_variable_is_no_name_for_a_secret(
+    datasette: Datasette,
+) -> None:
+    with pytest.raises(InvalidSecret, match="own name is FOO"):
+        await set_secret(datasette, "DATASETTE_SECRETS_FOO", "a value")
+
+
+async def test_an_expected_version_is_a_number(datasette: Datasette) -> None:
+    await set_secret(datasette, NAME, "a value")
+    with pytest.raises(InvalidSecret, match="expected_version is a number"):
+        await set_secret(datasette, NAME, "another", expected_version="1")  # type: ignore[arg-type]
+
+
 async def test_rolling_back_seals_the_old_value_as_a_new_version(
     datasette: Datasette,
 ) -> None:
