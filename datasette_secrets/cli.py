@@ -173,8 +173,8 @@ async def upgrade(
         with shell.progress("Bringing in", len(report.found)) as advance:
             report = await rotation.upgrade(
                 datasette,
-                # What the question named, and nothing that was planted since.
-                only=None if yes else report.offered,
+                # What was listed, and nothing that was planted since.
+                only=report.offered,
                 batch_size=batch_size or rotation.BATCH_SIZE,
                 vacuum=vacuum,
                 actor_id=actor or shell.shell_user(),
@@ -209,7 +209,9 @@ async def status(datasette: Datasette, as_json: bool) -> None:
     census = await rotation.census(datasette)
     stored = await store.count_versions(place.db)
     journal_mode = await store.journal_mode(place.db)
-    problems = reports.what_is_wrong(place, census)
+    problems = reports.what_is_wrong(
+        place, census, await store.what_others_made(place.db)
+    )
     if as_json:
         shell.print_json(
             {

@@ -99,15 +99,31 @@ def exposed_names(datasette: Datasette) -> list[str]:
     """
     name = database_name(datasette)
     if name is not None:
-        return [name]
+        own = datasette.databases.get(name)
+        others = [
+            other
+            for other, db in datasette.databases.items()
+            if other != name
+            and own is not None
+            and own.path
+            and db.path
+            and _is_same_file(db.path, own.path)
+        ]
+        return [name, *others]
     internal = datasette.get_internal_database().path
     return [
         other
         for other, db in datasette.databases.items()
-        if internal
-        and db.path
-        and os.path.abspath(db.path) == os.path.abspath(internal)
+        if internal and db.path and _is_same_file(db.path, internal)
     ]
+
+
+def _is_same_file(path: str, other: str) -> bool:
+    """Whether both lead to one file, through links of any kind as well."""
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return os.path.abspath(path) == os.path.abspath(other)
 
 
 def find_database(datasette: Datasette, settings: Settings) -> Database:
@@ -182,7 +198,11 @@ def _parse_keys(
             continue
         key = MasterKey.parse(text)
         if isinstance(key, str):
-            return [], {}, f"{source} is not a master key, {key}: {HOW_TO_MAKE_A_KEY}"
+            return (
+                [],
+                {},
+                f"{source} is not a master key, {key}: take away what stands around it, or {HOW_TO_MAKE_A_KEY}",
+            )
         if key.id in sources:
             print(
                 f"{PLUGIN}: {source} is the same key as {sources[key.id]}: it counts once",

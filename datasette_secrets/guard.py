@@ -10,7 +10,7 @@ from datasette.permissions import PermissionSQL
 from datasette.resources import DatabaseResource, TableResource
 from datasette.utils import StartupError
 
-from . import config, service, store
+from . import config, envelope, service, store
 from .errors import DatabaseUnavailable, SecretsError
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ async def start(datasette: Datasette) -> None:
     try:
         for warning in _needs(place, await store.key_counts(place.db)):
             _warn(warning)
+        for warning in await store.what_others_made(place.db):
+            _warn(warning)
     except DatabaseUnavailable as error:
         _warn(str(error))
     for warning in await exposure(datasette):
@@ -52,8 +54,19 @@ def _needs(place: service.Vault, counts: list[store.KeyCount]) -> list[str]:
         f"{count.versions} stored versions need master key {count.key_id}, which is not "
         "configured: add it to encryption-key"
         for count in counts
-        if not count.is_legacy and (ring is None or count.key_id not in ring)
+        if not count.is_legacy
+        and (ring is None or count.key_id not in ring)
+        and envelope.is_key_id(count.key_id)
     ]
+    damaged = sum(
+        count.versions
+        for count in counts
+        if not (count.is_legacy or envelope.is_key_id(count.key_id))
+    )
+    if damaged:
+        needs.append(
+            f"{damaged} stored versions name no master key: run 'datasette secrets verify'"
+        )
     legacy = sum(count.versions for count in counts if count.is_legacy)
     if legacy:
         needs.append(
@@ -64,7 +77,11 @@ def _needs(place: service.Vault, counts: list[store.KeyCount]) -> list[str]:
 
 
 def _warn(sentence: str) -> None:
-    print(f"{config.PLUGIN}: {sentence}", file=sys.stderr)
+    """One line, whatever a row or a trigger is called."""
+    line = "".join(
+        each if each.isprintable() else ascii(each)[1:-1] for each in sentence
+    )
+    print(f"{config.PLUGIN}: {line}", file=sys.stderr)
 
 
 def table_lock(datasette: Datasette, action: str) -> list[PermissionSQL]:

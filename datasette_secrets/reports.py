@@ -113,9 +113,9 @@ def print_history(versions: list[store.Version], states: list[str]) -> None:
 
 
 def what_is_wrong(
-    place: service.Vault, census: rotation.Census
+    place: service.Vault, census: rotation.Census, made_by_others: list[str]
 ) -> list[dict[str, str]]:
-    problems = []
+    problems = [("made-by-others", sentence) for sentence in made_by_others]
     if place.settings.ring is None:
         problems.append(("not-configured", place.settings.missing))
     for key_id in census.missing:

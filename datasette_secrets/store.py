@@ -966,6 +966,59 @@ async def count_versions(db: Database) -> int:
     return await read(db, count_secret_versions)
 
 
+async def what_others_made(db: Database) -> list[str]:
+    """What of the table neither this plugin nor 0.x made, in sentences.
+
+    Whoever can write to the database can make it; what it does is done behind the back
+    of every statement here. Raises DatabaseUnavailable.
+    """
+
+    def what_others_made_of_secrets(conn: sqlite3.Connection) -> list[str]:
+        triggers = conn.execute(
+            "select name from sqlite_master where type = 'trigger' "
+            "and tbl_name = :table collate nocase order by name",
+            {"table": TABLE},
+        ).fetchall()
+        made = [
+            f"The table of the secrets has a trigger that this plugin did not make, "
+            f"'{name}': it may undo, forge or copy what is changed"
+            for (name,) in map(tuple, triggers[:10])
+        ]
+        return made if _is_own_table(conn) else [*made, _NOT_OWN_TABLE]
+
+    return await read(db, what_others_made_of_secrets)
+
+
+async def require_own_table(db: Database) -> None:
+    """Raises DatabaseUnavailable where the rows cannot be gone through by their ids."""
+
+    def is_own_secrets_table(conn: sqlite3.Connection) -> bool:
+        return _is_own_table(conn)
+
+    if not await read(db, is_own_secrets_table):
+        raise DatabaseUnavailable(_NOT_OWN_TABLE)
+
+
+_NOT_OWN_TABLE = (
+    "The table of the secrets is not one that this plugin made: it is a view, or its id "
+    "is no integer primary key. Restore it from a backup"
+)
+
+
+def _is_own_table(conn: sqlite3.Connection) -> bool:
+    """Whether it is a table whose ids are whole numbers, or not there at all."""
+    kinds = conn.execute(
+        "select type from sqlite_master where name = :table collate nocase",
+        {"table": TABLE},
+    ).fetchall()
+    keys = [
+        (row[1], row[2].upper())
+        for row in conn.execute(f"pragma table_info({TABLE})").fetchall()
+        if row[5]
+    ]
+    return not kinds or (kinds[0][0] == "table" and keys == [("id", "INTEGER")])
+
+
 async def journal_mode(db: Database) -> str:
     """`wal`, `delete`, … : the administrator's choice. Raises DatabaseUnavailable."""
 

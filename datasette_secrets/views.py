@@ -142,6 +142,7 @@ def _uncached(response: Response) -> Response:
     for name in [name for name in response.headers if name.lower() == "cache-control"]:
         del response.headers[name]
     response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Frame-Options"] = "DENY"
     return response
 
 

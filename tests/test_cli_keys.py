@@ -321,6 +321,71 @@ def test_an_upgrade_lists_what_it_found_and_asks(zero_x: Console) -> None:
     assert "LOST version 1" in result.stdout.split("Brought in")[1]
 
 
+def test_what_a_trigger_plants_during_an_upgrade_is_not_brought_in(
+    zero_x: Console,
+) -> None:
+    """The value of one secret as a newer version of another, behind the list's back."""
+    with closing(sqlite3.connect(zero_x.internal)) as conn, conn:
+        zero.insert(conn, "B", 1, zero.token(OLD, "B value 1"))
+        conn.executescript(
+            """
+            alter table datasette_secrets add column wrapped_key blob;
+            alter table datasette_secrets add column envelope_version integer;
+            create table stash as
+                select encrypted from datasette_secrets where name = 'B';
+            create trigger plant after update of wrapped_key on datasette_secrets
+            when new.name = 'A' and new.version = 2 begin
+                insert into datasette_secrets
+                    (name, version, encrypted, encryption_key_name)
+                select 'A', 3, encrypted, 'default' from stash;
+            end;
+            """
+        )
+    result = zero_x.run("upgrade", "--yes", "--batch-size", "1")
+    assert result.exit_code == 1
+    assert "A version 3 was not on the list" in result.stdout
+    assert "needs-upgrade" in [row["code"] for row in zero_x.json("verify")["problems"]]
+    assert zero_x.run("get", "A").exit_code == 1
+    status = zero_x.run("status")
+    assert "a trigger that this plugin did not make, 'plant'" in status.stdout
+    assert status.exit_code == 1
+
+
+def test_a_version_that_0x_stored_twice_is_brought_in_at_the_first_try(
+    zero_x: Console,
+) -> None:
+    with closing(sqlite3.connect(zero_x.internal)) as conn, conn:
+        conn.execute("delete from datasette_secrets where name = 'LOST'")
+        zero.insert(conn, "A", 2, zero.token(OLD, "A again"))
+    assert "Brought in 3 of 3 versions" in zero_x.ok("upgrade", "--yes")
+    assert zero_x.ok("get", "A") == "A value 2\n"
+
+
+@pytest.mark.parametrize("row_id", ["'1'", "'x'", "1.5", "null"])
+@pytest.mark.parametrize("command", ["verify", "rotate-key", "upgrade", "status"])
+def test_a_table_whose_ids_are_no_numbers_is_refused_and_ends_no_loop(
+    old: Console, command: str, row_id: str
+) -> None:
+    with closing(sqlite3.connect(old.internal)) as conn, conn:
+        [columns] = conn.execute(
+            "select group_concat(name) from pragma_table_info('datasette_secrets')"
+        ).fetchone()
+        conn.executescript(
+            f"""
+            create table remade as select {columns} from datasette_secrets;
+            drop table datasette_secrets;
+            create table datasette_secrets ({columns});
+            insert into datasette_secrets select * from remade;
+            update datasette_secrets set id = {row_id};
+            create unique index datasette_secrets_name_version
+                on datasette_secrets (name, version);
+            """
+        )
+    result = old.run(command)
+    assert result.exit_code == 1
+    assert "is not one that this plugin made" in result.output
+
+
 def test_what_is_planted_while_the_question_waits_is_not_brought_in(
     zero_x: Console,
 ) -> None:

@@ -222,11 +222,29 @@ async def test_keys_that_rows_need_and_nobody_configured_are_named_at_start(
         assert IDS[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "kind", ["same path", "link to it", "link to its folder", "hard link"]
+)
 async def test_the_table_is_locked_where_the_internal_file_is_served_as_well(
-    make_datasette: MakeDatasette, internal: str, capsys: pytest.CaptureFixture[str]
+    make_datasette: MakeDatasette,
+    internal: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
 ) -> None:
     await set_secret(make_datasette(KEYS[0]), "A_NAME", "a value")
-    datasette = make_datasette(KEYS[0], files=[internal])
+    served = Path(internal)
+    if kind != "same path":
+        served = tmp_path / "served" / "internal.db"
+        if kind == "link to its folder":
+            served.parent.symlink_to(Path(internal).parent)
+        else:
+            served.parent.mkdir()
+            make_link = (
+                served.symlink_to if kind == "link to it" else served.hardlink_to
+            )
+            make_link(internal)
+    datasette = make_datasette(KEYS[0], files=[str(served)])
     await datasette.invoke_startup()
     assert "run SQL" in capsys.readouterr().err
     response = await datasette.client.get(

@@ -111,6 +111,40 @@ async def test_who_may_not_run_sql_across_databases_is_not_warned_of(
     assert await guard.exposure(datasette) == []
 
 
+async def test_a_trigger_of_somebody_else_is_said_on_one_line(
+    make_datasette: MakeDatasette, master_key: str, internal: str, capsys: Captured
+) -> None:
+    await set_secret(make_datasette(master_key), "A", "a value")
+    with closing(sqlite3.connect(internal)) as conn, conn:
+        conn.execute(
+            'create trigger "forged\n\x1b[2Jline" after update on DATASETTE_secrets '
+            "begin select 1; end"
+        )
+        conn.execute("create table other (a)")
+        conn.execute("create trigger another after update on other begin select 1; end")
+    await make_datasette(master_key).invoke_startup()
+    [line] = capsys.readouterr().err.splitlines()
+    assert r"did not make, 'forged\n\x1b[2Jline': it may undo" in line
+
+
+async def test_what_a_row_says_for_a_key_id_is_not_repeated(
+    make_datasette: MakeDatasette, master_key: str, internal: str, capsys: Captured
+) -> None:
+    datasette = make_datasette(master_key)
+    for name in "ABC":
+        await set_secret(datasette, name, "a value")
+    with closing(sqlite3.connect(internal)) as conn, conn:
+        conn.execute(
+            "update datasette_secrets set encryption_key_name = 'forged ' || id"
+        )
+    await make_datasette(master_key).invoke_startup()
+    said = capsys.readouterr().err
+    assert (
+        "3 stored versions name no master key: run 'datasette secrets verify'" in said
+    )
+    assert "forged" not in said
+
+
 async def test_an_immutable_database_is_said_and_can_be_downloaded_by_anyone(
     make_datasette: MakeDatasette, master_key: str, named: str, capsys: Captured
 ) -> None:

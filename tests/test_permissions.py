@@ -198,6 +198,7 @@ async def test_a_refusal_tells_a_program_so_in_json(shared: Datasette) -> None:
             "status": 403,
         }
         assert answer.headers["cache-control"].endswith("no-store")
+        assert answer.headers["x-frame-options"] == "DENY"
 
 
 @pytest.mark.parametrize("kind", ["anonymous", "signed in", "root", "granted"])
