@@ -56,6 +56,7 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
+            ctx.close()  # files that were opened for options, which Click leaves open here
             raise _discreet(error, "There are too many arguments", ctx) from None
 
 
