@@ -47,7 +47,7 @@ EXPLAINED = (
     ),
     (r'surrogatepass|SURROGATEPASS|"utf-8", \)', "no name with half a pair gets here"),
     (
-        r"wraps_only=|^ +place\.db, row_id, size.*, \)|^ +self\.place\.db, (ids|changes)\[0\]",
+        r"wraps_only=|for change in changes\], \)?$|db, ids, \):$|^ +place\.db, row_id, size.*, \)|^ +self\.place\.db, (ids|changes)\[0\]",
         "how much of a row is read, which only costs time",
     ),
     (
@@ -60,7 +60,8 @@ EXPLAINED = (
     ),
     (
         r"finished = None|self\.everything = True|strict=(None|False)|self\.ids, \)$"
-        r"|to_change <= _PREPARED_MAX|prepare = ",
+        r"|to_change <= _PREPARED_MAX|prepare &?= |skip_unopenable=None\)$"
+        r"|lost \+= len\(ids\) \+ changed|_written\(changes, None\)",
         "the same is done, in more steps",
     ),
     (r"_database\{number|SECRETS:NOBODY", "another name of what is only referred to"),

@@ -319,6 +319,7 @@ async def test_rows_with_odd_ids_are_rotated_too(
         "update datasette_secrets set id = 9223372036854775807 where name = 'B'",
         "update datasette_secrets set id = 1000 where name = 'C'",
     )
+    assert (await rotation.verify(rotating, batch_size=1)).opened == 3
     report = await rotation.rotate(rotating, batch_size=1)
     assert (report.complete, report.changed) == (True, 3)
 

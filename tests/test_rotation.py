@@ -119,7 +119,7 @@ async def test_a_dry_run_counts_and_changes_nothing(
     report = await rotation.rotate(
         await started(make_datasette, NEW, OLD), dry_run=True
     )
-    assert (report.to_change, report.changed) == (12, 0)
+    assert (report.to_change, report.changed, report.problems) == (12, 0, [])
     assert rows(internal, "*") == before
 
 
