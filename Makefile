@@ -37,10 +37,11 @@ mutants: $(VENV)/.mutants  ## change the code in small ways, and see that a test
 
 check: lint  ## the same as lint
 
-lint: $(VENV)/.lint  ## ruff (lint and format) and mypy --strict
+lint: $(VENV)/.lint  ## ruff (lint and format), mypy --strict and pip-audit
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy --strict
+	$(PY) scripts/audit.py
 
 bench: $(VENV)/.test  ## measure everything beside something else, and print the table
 	@$(PY) scripts/bench.py $(ARGS)
