@@ -194,9 +194,13 @@ def test_the_documented_shape_of_the_list_has_every_key_that_is_sent() -> None:
         assert f"`{state}`" in described
 
 
+#: Where the package is, which may be another place than that of its README and its tests.
+INSTALLED = Path(envelope.__file__).parent.parent
+
+
 def test_every_link_to_a_file_of_the_repository_leads_somewhere() -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+        assert any((root / target).exists() for root in (ROOT, INSTALLED)), target
 
 
 def test_every_public_name_has_a_docstring() -> None:
