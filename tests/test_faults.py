@@ -66,6 +66,8 @@ def build_shim(folder: Path) -> Path | None:
 def fault_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = build_shim(tmp_path_factory.mktemp("shim"))
     if built is None:
+        # The shim is C that the dynamic linker of Linux loads before the C library: there
+        # is no such door on macOS or Windows. CI runs on Linux and has a compiler.
         pytest.skip("killing at the n-th write needs Linux and a C compiler")
     return built
 
@@ -222,6 +224,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mounted.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", mounted]
     if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
+        # Only a file system of its own is ever really full, and only root may mount one,
+        # as the containers of CI do. The shim plays a full disk for everybody else.
         pytest.skip("mounting a small file system needs root")
     yield mounted
     subprocess.run(["umount", "--lazy", mounted], check=True)
@@ -267,6 +271,7 @@ async def immutable_file(
     datasette.close()
     done = subprocess.run(["chattr", "+i", internal], check=False, capture_output=True)
     if done.returncode:
+        # Nothing else keeps root from writing, and some file systems have no such flag.
         pytest.skip("chattr +i needs root, and a file system that knows it")
     yield internal
     subprocess.run(["chattr", "-i", internal], check=True)

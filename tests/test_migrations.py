@@ -443,6 +443,7 @@ def make_read_only(tmp_path: Path) -> Iterator[Any]:
             chattr is None
             or subprocess.run([chattr, "+i", path], check=False).returncode
         ):
+            # Nothing but chattr keeps root from writing, and not every file system has it.
             pytest.skip("root can write every file here")
         made.append(path)
 
