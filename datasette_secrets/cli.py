@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from . import shell
+from .errors import plain
 from .group import secrets
-from .shell import DatabaseCommand, plain
+from .shell import DatabaseCommand
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

@@ -94,27 +94,21 @@ def database_name(datasette: Datasette) -> str | None:
 def exposed_names(datasette: Datasette) -> list[str]:
     """The names under which the database of the secrets can be browsed.
 
-    The configured one, and any attached database that is the same file as the internal
-    one. Loads no key, never raises.
+    The configured one, and any attached database that is the same file as the one with
+    the secrets in it. Loads no key, never raises.
     """
     name = database_name(datasette)
-    if name is not None:
-        own = datasette.databases.get(name)
-        others = [
-            other
-            for other, db in datasette.databases.items()
-            if other != name
-            and own is not None
-            and own.path
-            and db.path
-            and _is_same_file(db.path, own.path)
-        ]
-        return [name, *others]
-    internal = datasette.get_internal_database().path
-    return [
+    own = (
+        datasette.get_internal_database()
+        if name is None
+        else datasette.databases.get(name)
+    )
+    path = own.path if own else None
+    configured = [] if name is None else [name]
+    return configured + [
         other
         for other, db in datasette.databases.items()
-        if internal and db.path and _is_same_file(db.path, internal)
+        if other != name and path and db.path and _is_same_file(db.path, path)
     ]
 
 
@@ -198,11 +192,8 @@ def _parse_keys(
             continue
         key = MasterKey.parse(text)
         if isinstance(key, str):
-            return (
-                [],
-                {},
-                f"{source} is not a master key, {key}: take away what stands around it, or {HOW_TO_MAKE_A_KEY}",
-            )
+            way_out = f"take away what stands around it, or {HOW_TO_MAKE_A_KEY}"
+            return [], {}, f"{source} is not a master key, {key}: {way_out}"
         if key.id in sources:
             print(
                 f"{PLUGIN}: {source} is the same key as {sources[key.id]}: it counts once",

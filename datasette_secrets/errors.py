@@ -1,4 +1,7 @@
-"""The errors of this package. A message names the thing, the cause and the way out, never a value or a key."""
+"""The errors of this package, and how their sentences are made fit for a terminal.
+
+A message names the thing, the cause and the way out, never a value or a key.
+"""
 
 from __future__ import annotations
 
@@ -134,3 +137,13 @@ class DatabaseUnavailable(SecretsError):
     """The database cannot be read or written now: locked, read-only, full or broken."""
 
     code = "database-unavailable"
+
+
+def plain(text: object) -> str:
+    """`text` with everything escaped that a terminal might obey or hide."""
+    return "".join(
+        character
+        if character.isprintable()
+        else character.encode("unicode_escape").decode("ascii")
+        for character in str(text)
+    )

@@ -11,7 +11,7 @@ from datasette.resources import DatabaseResource, TableResource
 from datasette.utils import StartupError
 
 from . import config, envelope, service, store
-from .errors import DatabaseUnavailable, SecretsError
+from .errors import DatabaseUnavailable, SecretsError, plain
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -78,10 +78,7 @@ def _needs(place: service.Vault, counts: list[store.KeyCount]) -> list[str]:
 
 def _warn(sentence: str) -> None:
     """One line, whatever a row or a trigger is called."""
-    line = "".join(
-        each if each.isprintable() else ascii(each)[1:-1] for each in sentence
-    )
-    print(f"{config.PLUGIN}: {line}", file=sys.stderr)
+    print(f"{config.PLUGIN}: {plain(sentence)}", file=sys.stderr)
 
 
 def table_lock(datasette: Datasette, action: str) -> list[PermissionSQL]:

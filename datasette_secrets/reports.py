@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import display, shell
-from .shell import plain
+from .errors import plain
 
 if TYPE_CHECKING:
     from . import rotation, service, store

@@ -143,15 +143,11 @@ async def set_secret(
     await _check_name(datasette, place, name)
     _check_note(note)
     ring = place.settings.require_ring()
-    primary = ring.primary
-    if plaintext.contains_key_of(ring):
-        raise InvalidSecret(
-            f"The value of {name} contains a master key, which is no secret to store"
-        )
+    _check_holds_no_key(name, plaintext, ring)
     await store.ensure_migrated(place.db)
 
     def seal(version: int) -> envelope.Sealed:
-        return plaintext.seal(primary, name, version)
+        return plaintext.seal(ring.primary, name, version)
 
     def insert_secret_version(conn: Any, track_event: TrackEvent) -> int:
         version = store.insert_version(
@@ -200,7 +196,9 @@ async def set_secrets(
     place = vault(datasette)
     for name in values:
         await _check_name(datasette, place, name)
-    primary = place.settings.require_ring().primary
+    ring = place.settings.require_ring()
+    for name, value in values.items():
+        _check_holds_no_key(name, value, ring)
     if dry_run:
         return {
             name: _next(await store.history(place.db, name), skip_existing)
@@ -209,7 +207,7 @@ async def set_secrets(
     await store.ensure_migrated(place.db)
 
     def sealer(name: str) -> Callable[[int], envelope.Sealed]:
-        return lambda version: values[name].seal(primary, name, version)
+        return lambda version: values[name].seal(ring.primary, name, version)
 
     def insert_secret_versions(
         conn: Any, track_event: TrackEvent
@@ -646,20 +644,27 @@ async def _check_name(datasette: Datasette, place: Vault, name: object) -> None:
         raise InvalidSecret(
             f"A name has at most {NAME_MAX_CHARACTERS} characters, not {len(name)}"
         )
-    if await is_registered(datasette, name):
+    is_variable = name.startswith(config.ENV_PREFIX)
+    if _NAME.match(name) and not is_variable:
         return
-    called = name.removeprefix(config.ENV_PREFIX)
-    if called not in ("", name):
+    if await is_registered(datasette, name) or await store.history(place.db, name):
+        return
+    if is_variable:
         raise InvalidSecret(
             f"{name} is what the environment variable of a secret is called: the secret's "
-            f"own name is {called}"
+            f"own name is {name.removeprefix(config.ENV_PREFIX)}"
         )
-    if _NAME.match(name):
-        return
-    if not await store.history(place.db, name):
+    raise InvalidSecret(
+        "A name is made of letters, digits and underscores and does not begin with a digit"
+    )
+
+
+def _check_holds_no_key(
+    name: str, value: envelope.Plaintext, ring: envelope.KeyRing
+) -> None:
+    if value.contains_key_of(ring):
         raise InvalidSecret(
-            "A name is made of letters, digits and underscores and does not begin "
-            "with a digit"
+            f"The value of {name} contains a master key, which is no secret to store"
         )
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 import click
 
 from . import group
+from .errors import plain
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -330,16 +331,6 @@ def give_up_stdout() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
-
-
-def plain(text: object) -> str:
-    """`text` with everything escaped that a terminal might obey or hide."""
-    return "".join(
-        character
-        if character.isprintable()
-        else character.encode("unicode_escape").decode("ascii")
-        for character in str(text)
-    )
 
 
 def styled(text: str, **style: Any) -> str:

@@ -991,11 +991,7 @@ async def what_others_made(db: Database) -> list[str]:
 
 async def require_own_table(db: Database) -> None:
     """Raises DatabaseUnavailable where the rows cannot be gone through by their ids."""
-
-    def is_own_secrets_table(conn: sqlite3.Connection) -> bool:
-        return _is_own_table(conn)
-
-    if not await read(db, is_own_secrets_table):
+    if not await read(db, _is_own_table):
         raise DatabaseUnavailable(_NOT_OWN_TABLE)
 
 
@@ -1061,8 +1057,9 @@ async def rows_from(
 ) -> Rows:
     """Up to `limit` rows that hold a value, from id `row_id` on.
 
-    `but_key_id`: leave out those wrapped by that key (no row of 0.x is). `wraps_only`: read no values;
-    `encrypted` is then None. Raises DatabaseUnavailable.
+    `but_key_id`: leave out those wrapped by that key; a row of 0.x is wrapped by none,
+    whatever it says. `wraps_only`: read no values; `encrypted` is then None.
+    Raises DatabaseUnavailable.
     """
     columns = _WRAP if wraps_only else _ROW
 
