@@ -44,7 +44,7 @@ lint: $(VENV)/.lint  ## ruff (lint and format), mypy --strict and pip-audit
 	$(PY) scripts/audit.py
 
 bench: $(VENV)/.test  ## measure everything beside something else, and print the table
-	@$(PY) scripts/bench.py $(ARGS)
+	@$(PY) scripts/benchmarks/bench.py $(ARGS)
 
 screenshots: $(VENV)/.test  ## take the screenshots under .github (needs a Chromium)
 	$(PY) scripts/screenshots.py

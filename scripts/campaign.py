@@ -29,16 +29,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import decoder  # noqa: E402
-import faults  # noqa: E402
 import test_concurrency  # noqa: E402
 import test_envelope  # noqa: E402
 import test_faults  # noqa: E402
 import test_model  # noqa: E402
-import traffic  # noqa: E402
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from hypothesis.stateful import run_state_machine_as_test  # noqa: E402
+from support import decoder, faults, traffic  # noqa: E402
 
 from datasette_secrets import envelope  # noqa: E402
 

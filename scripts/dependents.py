@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 sys.path.insert(0, str(TESTS))
 
-from environments import FOLDER, build_wheel, environment  # noqa: E402
+from support.environments import FOLDER, build_wheel, environment  # noqa: E402
 
 # Each with the tests to run of its own suite: pytest's -k, empty for all.
 DEPENDENTS = {

@@ -3,7 +3,7 @@
     python scripts/make_corpus.py
 
 Every row is made from one intact row by one change, with the independent decoder in
-tests/decoder.py: nothing of the package takes part. All randomness comes from labels, so
+tests/support/decoder.py: nothing of the package takes part. All randomness comes from labels, so
 the file is the same every time. Its keys and values protect nothing.
 """
 
@@ -21,8 +21,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import decoder  # noqa: E402
 from nacl.secret import Aead, SecretBox  # noqa: E402
+from support import decoder  # noqa: E402
 
 TARGET = ROOT / "tests/vectors/corpus-v1.json"
 NAME, VERSION, VALUE = "OPENAI_API_KEY", 3, b"sk-corpus-0123456789"

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from environments import build_wheel, environment  # noqa: E402
+from support.environments import build_wheel, environment  # noqa: E402
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 AGES = ("oldest", "newest")

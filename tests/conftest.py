@@ -1,4 +1,35 @@
-"""What the tests share: a real Datasette on real files, and people of every kind."""
+"""Fixtures that every test can use, and a map of the tests.
+
+Each test file is named after what it tests:
+
+    the library        test_secrets (the public API) · test_api (the JSON API) · test_pages
+                       test_permissions · test_config · test_envelope · test_rotation
+                       test_upgrade · test_migrations · test_uses (last_used_at) · test_guard
+    the commands       test_cli_values (set, get, list …) · test_cli_keys (rotate-key …)
+                       test_cli_refusals (errors) · test_cli_processes (signals, a server
+                       beside a command) · test_cli_residue (what remains in the file)
+    attacks            test_attacks (a writer of the file) · test_corpus (damaged rows)
+                       test_leaks and test_locals (values in logs, errors and tracebacks)
+    several at once    test_races · test_concurrency · test_faults (kill, full disk)
+    random sequences   test_model
+    a real browser     test_browser
+    the code           test_layers (imports and SQL) · test_imports (import order and time)
+    the documents      test_readme · test_readme_commands · test_security_claims
+    other packages     test_dependents (`make test-dependents` runs the slow ones)
+
+Helpers are in tests/support:
+
+    console            a folder with a configuration, and the commands run in it
+    terminal           a command on a terminal of its own
+    decoder            a second implementation of the envelope
+    zero               tables as datasette-secrets 0.x made them
+    environments       virtual environments with packages from PyPI
+    hunt               how a leak is recognised; forks and watching_plugin serve test_leaks
+    faults             one command that fails at its n-th write; fault_shim.c makes it fail
+    traffic            one of several processes that use a database at once
+
+Frozen data is in tests/vectors.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +42,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from console import Console
 from datasette.app import Datasette
 from datasette.database import Database
+from support.console import Console
 
 from datasette_secrets import envelope
 

@@ -14,13 +14,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import decoder
 import pytest
 from conftest import MakeDatasette
 from cryptography.fernet import Fernet
 from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.plugins import pm
+from support import decoder
 
 from datasette_secrets import (
     CannotOpen,

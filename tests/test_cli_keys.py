@@ -8,9 +8,9 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-import zero
-from console import Console, key_id
-from terminal import Terminal
+from support import zero
+from support.console import Console, key_id
+from support.terminal import Terminal
 
 from datasette_secrets import envelope
 

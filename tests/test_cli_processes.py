@@ -13,8 +13,8 @@ import threading
 import urllib.request
 
 import pytest
-from console import DATASETTE, Console, key_id
-from terminal import Terminal
+from support.console import DATASETTE, Console, key_id
+from support.terminal import Terminal
 
 from datasette_secrets import envelope
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from console import DATASETTE, Console, key_id, plugin, sentence
+from support.console import DATASETTE, Console, key_id, plugin, sentence
 
 from datasette_secrets import envelope, service, shell, store, values
 from datasette_secrets.uses import UseRecorder

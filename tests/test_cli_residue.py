@@ -12,7 +12,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from console import Console, key_id
+from support.console import Console, key_id
 
 from datasette_secrets import envelope
 

@@ -9,8 +9,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from console import DATASETTE, Console, sentence
-from terminal import Terminal
+from support.console import DATASETTE, Console, sentence
+from support.terminal import Terminal
 
 CREATE = "--create"
 

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import decoder
 import pytest
-import traffic
 from conftest import MakeDatasette
+from support import decoder, traffic
 
 from datasette_secrets import envelope, get_secret, rotation, set_secret
 
@@ -19,9 +18,10 @@ HERE = Path(__file__).parent
 
 
 def start(internal: str, *keys: str, **job: Any) -> subprocess.Popen[str]:
-    """A process that does `job` on the database; traffic.py says what there is."""
+    """A process that does `job` on the database; support/traffic.py says what there is."""
     process = subprocess.Popen(
-        [sys.executable, HERE / "traffic.py"],
+        [sys.executable, "-m", "support.traffic"],
+        cwd=HERE,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

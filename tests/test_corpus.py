@@ -10,10 +10,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import decoder
 import pytest
 from conftest import MakeDatasette
 from datasette.app import Datasette
+from support import decoder
 
 from datasette_secrets import SecretsError, get_secret, rotation, service, set_secret
 

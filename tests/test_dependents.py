@@ -17,7 +17,7 @@ from conftest import MakeDatasette
 from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.plugins import pm
-from environments import environment
+from support.environments import environment
 
 import datasette_secrets
 from datasette_secrets import Secret, get_config, get_secret, get_secrets

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import decoder
 import pytest
 from cryptography.fernet import Fernet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.secret import SecretBox
+from support import decoder
 
 from datasette_secrets import envelope
 from datasette_secrets.envelope import KeyRing, MasterKey, Plaintext, Sealed

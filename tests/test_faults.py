@@ -1,6 +1,6 @@
 """Killed, out of space, out of order, read-only, locked: nothing lost, nothing half done.
 
-faults.py does the work in processes of its own, of which a small C library (fault_shim.c)
+support/faults.py does the work in processes of its own, of which a small C library (fault_shim.c)
 kills one at its n-th change to the files. Here n goes in steps; `make campaign` takes
 every one.
 """
@@ -19,11 +19,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import decoder
-import faults
 import pytest
 from conftest import MakeDatasette
 from datasette.app import Datasette
+from support import decoder, faults
 
 from datasette_secrets import (
     DatabaseUnavailable,
@@ -54,7 +53,7 @@ def build_shim(folder: Path) -> Path | None:
             "-O1",
             "-o",
             built,
-            HERE / "fault_shim.c",
+            HERE / "support/fault_shim.c",
             "-ldl",
         ],
         check=True,
@@ -74,7 +73,8 @@ def fault_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_faults(shim: Path, jobs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, HERE / "faults.py"],
+        [sys.executable, "-m", "support.faults"],
+        cwd=HERE,
         input=json.dumps(jobs),
         text=True,
         capture_output=True,
@@ -174,7 +174,7 @@ async def test_a_running_server_reads_on_where_a_writer_was_killed(
 STEP_BACK = """
 import asyncio, sys, time
 sys.path.insert(0, sys.argv[2])
-import faults
+from support import faults
 from datasette_secrets import get_secret, service, set_secret, store
 
 async def main():

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import decoder
 import pytest
 from cryptography.fernet import Fernet
-from hunt import Evidence, spellings
 from itsdangerous import URLSafeSerializer
+from support import decoder
+from support.hunt import Evidence, spellings
 
 from datasette_secrets import envelope
 
@@ -63,7 +63,7 @@ class Server:
         self.written: list[str] = []
         plugins = folder / "plugins"
         plugins.mkdir()
-        shutil.copy(HERE / "watching_plugin.py", plugins)
+        shutil.copy(HERE / "support/watching_plugin.py", plugins)
         self.inputs.joinpath("key").write_text(self.keys[1] + "\n")
         self.inputs.joinpath("datasette.json").write_text(
             json.dumps(
@@ -210,7 +210,8 @@ class Hunt:
         self.data_keys: dict[bytes, None] = {}
         self.statuses: dict[str, int] = {}
         self.forks = subprocess.Popen(
-            [sys.executable, HERE / "forks.py"],
+            [sys.executable, "-m", "support.forks"],
+            cwd=HERE,
             env=server.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -19,13 +19,13 @@ from types import FunctionType
 from typing import Any
 
 import datasette as datasette_package
-import decoder
 import pytest
 from conftest import MakeDatasette
 from cryptography.fernet import Fernet
 from datasette.app import Datasette
 from datasette.database import Database
-from hunt import spellings
+from support import decoder
+from support.hunt import spellings
 
 import datasette_secrets
 from datasette_secrets import (

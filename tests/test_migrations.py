@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zero
 from conftest import MakeDatasette
 from datasette.app import Datasette
+from support import zero
 
 from datasette_secrets import (
     DatabaseUnavailable,

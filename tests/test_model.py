@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import decoder
 from click.testing import CliRunner, Result
 from datasette.cli import cli
-from faults import datasette_on
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support import decoder
+from support.faults import datasette_on
 
 from datasette_secrets import (
     InvalidSecret,

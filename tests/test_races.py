@@ -10,7 +10,6 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 
-import decoder
 import pytest
 from conftest import MakeDatasette
 from cryptography.fernet import Fernet
@@ -18,6 +17,7 @@ from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.events import Event
 from datasette.plugins import pm
+from support import decoder
 
 from datasette_secrets import (
     envelope,

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 from click.shell_completion import BashComplete
-from console import DATASETTE, Console
+from support.console import DATASETTE, Console
 
 from datasette_secrets import envelope
 from datasette_secrets.group import secrets

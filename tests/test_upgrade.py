@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zero
 from conftest import MakeDatasette
 from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.plugins import pm
-from environments import ROOT, environment, install
+from support import zero
+from support.environments import ROOT, environment, install
 
 from datasette_secrets import (
     CannotOpen,

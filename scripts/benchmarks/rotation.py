@@ -1,6 +1,6 @@
 """Rotation, verification and status of many versions, each against a bare loop.
 
-bench_rotation.py WORKLOAD FOLDER [VERSIONS]      prints its figures as JSON
+rotation.py WORKLOAD FOLDER [VERSIONS]      prints its figures as JSON
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One process of several that use one database at once; and what they must agree on.
 
-    python traffic.py < job.json > report.json
+    python -m support.traffic < job.json > report.json
 
 tests/test_concurrency.py starts this for seconds, scripts/campaign.py for minutes.
 """
@@ -18,10 +18,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 from typing import Any
 
-import decoder
 from cryptography.fernet import Fernet
 from datasette.app import Datasette
-from faults import OLD_TABLE, datasette_on
+from support import decoder
+from support.faults import OLD_TABLE, datasette_on
 
 from datasette_secrets import (
     InvalidSecret,

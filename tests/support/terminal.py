@@ -10,7 +10,7 @@ import subprocess
 import termios
 import time
 
-from console import Console, environment
+from support.console import Console, environment
 
 
 class Terminal:

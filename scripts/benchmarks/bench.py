@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-OLD_VENV = HERE.parent / ".bench"
+OLD_VENV = HERE.parents[1] / ".bench"
 OLD_RELEASE = "datasette-secrets==0.3a0"
 
 Figures = dict[str, float]
@@ -98,8 +98,8 @@ def reads() -> list[Goal]:
     def both(workload: str) -> list[Figures]:
         return rounds(
             3,
-            lambda: run(sys.executable, "bench_reads.py", workload),
-            lambda: run(old, "bench_reads.py", workload),
+            lambda: run(sys.executable, "reads.py", workload),
+            lambda: run(old, "reads.py", workload),
         )
 
     ours, theirs = both("sequential")
@@ -180,12 +180,10 @@ def reads() -> list[Goal]:
 def rotation() -> list[Goal]:
     large, small = rounds(
         3,
-        lambda: run(sys.executable, "bench_rotation.py", "rotate", 200_000),
-        lambda: run(sys.executable, "bench_rotation.py", "rotate", 10_000),
+        lambda: run(sys.executable, "rotation.py", "rotate", 200_000),
+        lambda: run(sys.executable, "rotation.py", "rotate", 10_000),
     )
-    [verify] = rounds(
-        3, lambda: run(sys.executable, "bench_rotation.py", "verify", 200_000)
-    )
+    [verify] = rounds(3, lambda: run(sys.executable, "rotation.py", "verify", 200_000))
     return [
         Goal(
             "`rotate-key`, 200,000 versions",
@@ -227,7 +225,7 @@ def rotation() -> list[Goal]:
 
 
 def server() -> list[Goal]:
-    [figures] = rounds(3, lambda: run(sys.executable, "bench_server.py"))
+    [figures] = rounds(3, lambda: run(sys.executable, "server.py"))
     return [
         Goal(
             "99th percentile of a read beside `rotate-key`, WAL",
@@ -282,7 +280,7 @@ def import_time() -> list[Goal]:
 
 def pages() -> list[Goal]:
     done = subprocess.run(
-        [sys.executable, str(HERE / "bench_pages.py")],
+        [sys.executable, str(HERE / "pages.py")],
         capture_output=True,
         text=True,
         check=True,

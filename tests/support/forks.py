@@ -1,6 +1,6 @@
 """Runs commands of `datasette`, each in a forked process: a start of Python for all.
 
-    python forks.py
+    python -m support.forks
 
 Reads a JSON object a line: `arguments`, `stdin`, and `environment` to add. Answers with a
 line each: `status`, `stdout`, `stderr`.

@@ -1,6 +1,6 @@
 """Reads while another process rotates: does a reader notice?
 
-    bench_server.py FOLDER      prints its figures as JSON
+    server.py FOLDER      prints its figures as JSON
 
 One process reads; a second one rotates 20,000 versions of the same file in WAL mode.
 """
@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench_rotation import NEW, OLD, fill, open_datasette
+from rotation import NEW, OLD, fill, open_datasette
 
 from datasette_secrets import get_secret
 

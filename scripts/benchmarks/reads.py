@@ -1,8 +1,8 @@
 """One read workload, for this package and for datasette-secrets 0.3a0 alike.
 
-    bench_reads.py WORKLOAD FOLDER      prints its figures as JSON
+    reads.py WORKLOAD FOLDER      prints its figures as JSON
 
-scripts/bench.py runs it in an environment of each. Key and table are such that both
+bench.py runs it in an environment of each. Key and table are such that both
 packages read them; who stores what is the one thing that differs.
 """
 

@@ -4,7 +4,7 @@ Both are asked over HTTP by one client, in turn, and show as many rows; the tabl
 in a database that people can browse, since the original is not to be looked at. Printed
 are the medians and their ratio: above 1, the list is the slower one.
 
-    python scripts/bench_pages.py [SECRETS]
+    python scripts/benchmarks/pages.py [SECRETS]
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datasette.app import Datasette
-from screenshots import served  # scripts/ is where this file is
 
 from datasette_secrets import service, set_secret
 from datasette_secrets.envelope import generate_master_key
 from datasette_secrets.views import PAGE_SIZE
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from screenshots import served
 
 ROUNDS = 40
 

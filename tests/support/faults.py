@@ -1,6 +1,6 @@
 """Runs one command over and over, and lets it fail at its n-th change to the files.
 
-    LD_PRELOAD=fault_shim.so python faults.py < jobs.json > reports.json
+    LD_PRELOAD=fault_shim.so python -m support.faults < jobs.json > reports.json
 
 A job names an operation, a journal mode, a way to fail, and a step: 1 to fail at every
 change, 5 at every fifth. For each of them a child process runs the operation on a copy of the same database and is
@@ -28,9 +28,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import decoder
 from cryptography.fernet import Fernet
 from datasette.app import Datasette
+from support import decoder
 
 from datasette_secrets import (
     SecretsError,
