@@ -61,10 +61,16 @@ clean:  ## remove what these targets made, except .run
 $(PY):
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.base: pyproject.toml | $(PY)
+# pip 25.1 is the first to read dependency groups. uv makes environments without a pip.
+$(VENV)/.pip: | $(PY)
+	@$(PY) -m ensurepip >/dev/null
+	$(INSTALL) --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.base: pyproject.toml | $(VENV)/.pip
 	$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.mutants $(VENV)/.lint $(VENV)/.dist: $(VENV)/.%: pyproject.toml | $(PY)
-	$(INSTALL) --editable '.[$*]'
+$(VENV)/.test $(VENV)/.mutants $(VENV)/.lint $(VENV)/.dist: $(VENV)/.%: pyproject.toml | $(VENV)/.pip
+	$(INSTALL) --editable '.[fernet]' --group $*
 	@touch $@

@@ -76,8 +76,11 @@ def package_files() -> set[str]:
 def test_installed(wheel: Path, sdist: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="datasette-secrets-dist-") as folder:
         python = new_environment(Path(folder) / "venv")
-        run(python, "-m", "pip", "install", "--quiet", f"{wheel}[test]")
         source = unpack(sdist, Path(folder) / "source")
+        pip = (python, "-m", "pip", "install", "--quiet")
+        run(*pip, "--upgrade", "pip>=25.1")  # the first that reads dependency groups
+        group = f"{source / 'pyproject.toml'}:test"
+        run(*pip, f"{wheel}[fernet]", "--group", group)
         shutil.rmtree(source / PACKAGE)
         run(python, "-m", "pytest", "-n", "2", "--dist", "loadfile", cwd=source)
 

@@ -43,7 +43,8 @@ def main() -> None:
             requirement("datasette", datasette),
             requirement("pynacl", pynacl),
             wheel=wheel,
-            extra="[test]",
+            extra="[fernet]",
+            group="test",
             python=found,
         )
         print(f"\n{label}: {versions(programs)}", flush=True)

@@ -17,11 +17,13 @@ def environment(
     *requirements: str,
     wheel: Path | None = None,
     extra: str = "",
+    group: str = "",
     python: str = sys.executable,
 ) -> Path:
     """The folder of its programs, `python` and `pip` among them.
 
-    `wheel`: this package, put in last and anew each time. `extra`: `[test]`, for example.
+    `wheel`: this package, put in last and anew each time. `extra`: `[fernet]`, for example. `group`: one of the
+    dependency groups in pyproject.toml.
     """
     folder = FOLDER / name
     programs = folder / ("Scripts" if sys.platform == "win32" else "bin")
@@ -31,7 +33,10 @@ def environment(
     if not installed.exists() or installed.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([python, "-m", "venv", folder], check=True)
-        install(programs, *([f"{wheel}{extra}"] if wheel else []), *requirements)
+        install(programs, "--upgrade", "pip>=25.1")  # the first that reads groups
+        ours_first = [f"{wheel}{extra}"] if wheel else []
+        groups = ["--group", f"{ROOT / 'pyproject.toml'}:{group}"] if group else []
+        install(programs, *ours_first, *groups, *requirements)
         installed.write_text(wanted)
     if wheel:
         install(programs, "--force-reinstall", "--no-deps", str(wheel))
