@@ -12,21 +12,23 @@ For plugin authors:
 
     key = await get_secret(datasette, "OPENAI_API_KEY", actor_id)
 
-The package, where a module imports only from those below it:
+The package. A module imports only from those below it, and a folder is one level:
 
-    cli        the commands                      views      the pages and the JSON API
-    reports    what they say                     display    how they show things
-    shell      Datasette's options, printing     body       what a request sent
-    values     how values come in and go out
-    group      loads the commands when asked
-    rotation   re-wrap, verify, count            guard      checks at start, locks the table
-    service    get, set, delete, roll back, destroy, list
-    events     what is announced                 uses       who used a secret when
-    registry   Secret and its hook               config     settings
-    store      every SQL statement
-    envelope   keys and the envelope: all of the cryptography
-    legacy     what datasette-secrets 0.x stored
-    errors     the error classes
+    cli/            the commands                   web/        the pages and the JSON API
+    health          what is wrong with keys and database, and what to do about it
+    permissions     the lock on the tables
+    upgrade         re-seal what 0.x stored        rotation    re-wrap, verify, count
+    listing         states, names, list, find      service     get, set, delete, destroy …
+    instance        one Datasette's settings, database, reader and recorder
+    last_used       who used what when, in few writes
+    serialize       the objects of the JSON API and of --json
+    store           every statement                schema      the tables and migrations
+    database        read, write, errors, Reader
+    config          settings                       registry    Secret and its hook
+    events          what other plugins are told
+    envelope        keys and the envelope: all cryptography
+    fernet          what datasette-secrets 0.x stored
+    errors          the error classes
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ def get_config(datasette: Datasette) -> dict[str, str] | None:
 @hookimpl
 def startup(datasette: Datasette) -> Any:
     """Check the settings, and bring the table to this version's shape."""
-    from .guard import start
+    from .health import start
 
     return start(datasette)
 
@@ -112,7 +114,7 @@ def startup(datasette: Datasette) -> Any:
 @hookimpl
 def shutdown(datasette: Datasette) -> Any:
     """Write the uses that wait."""
-    from .service import stop
+    from .instance import stop
 
     return stop(datasette)
 
@@ -128,7 +130,7 @@ def register_actions() -> Any:
 @hookimpl
 def permission_resources_sql(datasette: Datasette, action: str) -> Any:
     """Lock the table of secrets in a database that can be browsed."""
-    from .guard import table_lock
+    from .permissions import table_lock
 
     return table_lock(datasette, action)
 
@@ -136,7 +138,7 @@ def permission_resources_sql(datasette: Datasette, action: str) -> Any:
 @hookimpl
 def write_wrapper(datasette: Datasette, database: str, request: Any) -> Any:
     """The same for writes that Datasette makes without asking about the table."""
-    from .guard import write_lock
+    from .permissions import write_lock
 
     return write_lock(datasette, database, request)
 
@@ -158,7 +160,7 @@ def register_output_renderer() -> None:
 @hookimpl
 def register_routes() -> Any:
     """The pages and the JSON API."""
-    from .views import ROUTES
+    from .web import ROUTES
 
     return ROUTES
 
@@ -166,7 +168,7 @@ def register_routes() -> Any:
 @hookimpl
 def menu_links(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
     """The link to the pages, for those who may."""
-    from .views import menu_links
+    from .web import menu_links
 
     return menu_links(datasette, actor)
 
@@ -174,7 +176,7 @@ def menu_links(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
 @hookimpl
 def jump_items_sql(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
     """The same in the jump menu."""
-    from .views import jump_items
+    from .web import jump_items
 
     return jump_items(datasette, actor)
 
@@ -182,7 +184,7 @@ def jump_items_sql(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
 @hookimpl
 def register_commands(cli: Any) -> None:
     """`datasette secrets …`"""
-    from .group import secrets
+    from .cli import secrets
 
     cli.add_command(secrets)
 

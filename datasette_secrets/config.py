@@ -165,16 +165,18 @@ def _read_keys(key_option: Any) -> tuple[list[MasterKey], dict[str, str], str]:
     if key_option is None:
         listed = os.environ.get(ENV_KEY, "").split(",")
         for number, text in enumerate(listed, 1):
-            place = f" (entry {number} of {len(listed)})" if len(listed) > 1 else ""
-            texts.append((f"the environment variable {ENV_KEY}{place}", text.strip()))
+            position = f" (entry {number} of {len(listed)})" if len(listed) > 1 else ""
+            texts.append(
+                (f"the environment variable {ENV_KEY}{position}", text.strip())
+            )
     else:
         entries = _entries(key_option)
         for number, entry in enumerate(entries, 1):
-            place = f"entry {number} of " if len(entries) > 1 else ""
+            position = f"entry {number} of " if len(entries) > 1 else ""
             source, text, problem = _follow(entry)
             if problem:
-                return [], {}, f"{place}encryption-key cannot be read: {problem}"
-            texts.append((f"{place}encryption-key{source}", text.strip()))
+                return [], {}, f"{position}encryption-key cannot be read: {problem}"
+            texts.append((f"{position}encryption-key{source}", text.strip()))
     if not any(text for _, text in texts):
         return [], {}, ""
     if not texts[0][1]:

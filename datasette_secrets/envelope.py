@@ -37,7 +37,7 @@ from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import NamedTuple, Protocol
 
-from . import legacy
+from . import fernet
 from .errors import CannotOpen, CannotUpgrade, UnknownMasterKey
 
 ENVELOPE_VERSION = 1
@@ -239,7 +239,7 @@ def generate_master_key() -> str:
     return base64.urlsafe_b64encode(os.urandom(KEY_BYTES)).decode("ascii")
 
 
-def open(ring: KeyRing, name: str, version: int, row: Envelope) -> str:
+def unseal(ring: KeyRing, name: str, version: int, row: Envelope) -> str:
     """Open `version` of `name`: its value, 0 bytes or more of UTF-8.
 
     Raises UnknownMasterKey when the row names a key that is not in the ring, and
@@ -247,7 +247,7 @@ def open(ring: KeyRing, name: str, version: int, row: Envelope) -> str:
     """
     wrapped_key, encrypted = check(name, version, row)
     master_key = ring.find(name, version, row.key_id)
-    value = _open_often(master_key, name, version, wrapped_key, encrypted)
+    value = _unseal_often(master_key, name, version, wrapped_key, encrypted)
     if value is None:
         raise CannotOpen(name, version)
     return value
@@ -256,7 +256,7 @@ def open(ring: KeyRing, name: str, version: int, row: Envelope) -> str:
 def unwrap(ring: KeyRing, name: str, version: int, row: Envelope) -> None:
     """Prove that the wrapped data key opens; the value is not looked at.
 
-    Raises as `open` does.
+    Raises as `unseal` does.
     """
     wrapped_key = check_wrap(name, version, row)
     master_key = ring.find(name, version, row.key_id)
@@ -267,7 +267,7 @@ def unwrap(ring: KeyRing, name: str, version: int, row: Envelope) -> None:
 def rewrap(ring: KeyRing, name: str, version: int, row: Envelope) -> bytes:
     """The row's data key wrapped by the primary key: a new `wrapped_key`, 104 bytes.
 
-    The value is neither looked at nor changed. Raises as `open` does.
+    The value is neither looked at nor changed. Raises as `unseal` does.
     """
     wrapped_key = check_wrap(name, version, row)
     master_key = ring.find(name, version, row.key_id)
@@ -284,11 +284,13 @@ def reseal(
 ) -> Sealed:
     """The value of `version` under a fresh data key, as `new_version` of the same name.
 
-    Raises as `open` does.
+    Raises as `unseal` does.
     """
     wrapped_key, encrypted = check(name, version, row)
     master_key = ring.find(name, version, row.key_id)
-    value = _open_plaintext(master_key, _context(name, version), wrapped_key, encrypted)
+    value = _unseal_plaintext(
+        master_key, _context(name, version), wrapped_key, encrypted
+    )
     if value is None:
         raise CannotOpen(name, version)
     return value.seal(ring.primary, name, new_version)
@@ -300,7 +302,7 @@ def upgrade(ring: KeyRing, name: object, version: object, token: object) -> Seal
     `token`: what the row holds, of any size. Raises MissingExtra, and CannotUpgrade when
     no key of the ring opens it or the row is damaged.
     """
-    legacy.require_fernet()
+    fernet.require_fernet()
     if (
         type(name) is str
         and type(version) is int
@@ -395,7 +397,7 @@ def _decrypt(data_key: bytes, context: bytes, encrypted: bytes) -> bytes | None:
     return utf8
 
 
-def _open(
+def _unseal(
     master_key: MasterKey, context: bytes, wrapped_key: bytes, encrypted: bytes
 ) -> str | None:
     data_key = _unwrap(master_key, context, wrapped_key)
@@ -412,7 +414,7 @@ def _decrypt_text(data_key: bytes, context: bytes, encrypted: bytes) -> str | No
         return None
 
 
-def _open_often(
+def _unseal_often(
     master_key: MasterKey,
     name: str,
     version: int,
@@ -434,10 +436,10 @@ def _recent_data_key(
     return _unwrap(master_key, _context(name, version), wrapped_key)
 
 
-def _open_plaintext(
+def _unseal_plaintext(
     master_key: MasterKey, context: bytes, wrapped_key: bytes, encrypted: bytes
 ) -> Plaintext | None:
-    value = _open(master_key, context, wrapped_key, encrypted)
+    value = _unseal(master_key, context, wrapped_key, encrypted)
     return None if value is None else Plaintext(value.encode("utf-8"))
 
 
@@ -451,7 +453,7 @@ def _rewrap(
 def _upgrade(
     old: MasterKey, new: MasterKey, name: str, version: int, token: bytes | str
 ) -> Sealed | None:
-    utf8 = legacy.open(old._key, token)
+    utf8 = fernet.decrypt(old._key, token)
     if utf8 is None:
         return None
     try:

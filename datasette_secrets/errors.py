@@ -139,7 +139,7 @@ class DatabaseUnavailable(SecretsError):
     code = "database-unavailable"
 
 
-def plain(text: object) -> str:
+def printable(text: object) -> str:
     """`text` with everything escaped that a terminal might obey or hide."""
     return "".join(
         character

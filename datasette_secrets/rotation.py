@@ -1,21 +1,20 @@
-"""Re-wraps every version with the primary master key, and proves what opens.
+"""Re-wraps every version with the primary master key, and proves what can be decrypted.
 
 Preflight before anything changes; batches, each one a transaction in which a row changes
 only if it still is the one that was read; a read-back of every batch; passes until none
-is left; a clean-up. Killed at any instant, every secret still opens with the same ring,
-and running it again finishes the work.
+is left; a clean-up. Killed at any instant, every secret can still be decrypted with the
+same key ring, and running it again finishes the work.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import envelope, service, store
+from . import database, envelope, schema, service, store
 from .errors import (
     CannotOpen,
     CannotUpgrade,
@@ -23,16 +22,25 @@ from .errors import (
     SecretsError,
     UnknownMasterKey,
 )
+from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
+
 BATCH_SIZE = 5_000
-_PASSES_MAX = 20
+
+
+PASSES_MAX = 20
+
+
 # The preflight keeps so many new wraps, so that they are not made twice: some 55 MB.
 _PREPARED_MAX = 200_000
 
+
 Progress = Callable[[int], None]
+
+
 #: What could not be changed, the ids of what was to be, and how many rows were.
 _Outcome = tuple[list["Problem"], list[int], int]
 
@@ -134,7 +142,7 @@ class Rotation:
     changed: int = 0
     problems: list[Problem] = field(default_factory=list)
     census: Census | None = None
-    clean_up: store.CleanUp | None = None
+    clean_up: database.CleanUp | None = None
     #: False when the preflight stopped it, or versions were left behind.
     complete: bool = False
 
@@ -148,38 +156,13 @@ class Verification:
     problems: list[Problem] = field(default_factory=list)
 
 
-@dataclass
-class Upgrade:
-    """What of 0.x was found, and what became of it."""
-
-    dry_run: bool = False
-    #: Name and version of every row of 0.x that holds a value.
-    found: list[tuple[str, object]] = field(default_factory=list)
-    changed: int = 0
-    #: The same rows by id, each with a fingerprint of what it holds.
-    offered: dict[int, bytes] = field(default_factory=dict)
-    #: What was left as it is.
-    problems: list[Problem] = field(default_factory=list)
-    clean_up: store.CleanUp | None = None
-    #: True once no row of 0.x that holds a value is left.
-    complete: bool = False
-
-    @property
-    def digest(self) -> str:
-        """What was found in 64 hex digits, to tell whether it still is the same."""
-        found = hashlib.blake2b(digest_size=32)
-        for row_id, fingerprint in sorted(self.offered.items()):
-            found.update(row_id.to_bytes(8, "little", signed=True) + fingerprint)
-        return found.hexdigest()
-
-
 async def census(datasette: Datasette) -> Census:
     """Count the versions per master key. Raises DatabaseUnavailable."""
-    place = service.vault(datasette)
-    ring = place.settings.ring
+    instance = get_instance(datasette)
+    ring = instance.settings.ring
     counts: dict[str, int] = {}
     legacy = 0
-    for count in await store.key_counts(place.db):
+    for count in await store.key_counts(instance.db):
         if count.is_legacy:
             legacy += count.versions
         else:
@@ -202,16 +185,16 @@ async def verify(
 
     Raises NotConfigured and DatabaseUnavailable.
     """
-    place = service.vault(datasette)
-    ring = place.settings.require_ring()
+    instance = get_instance(datasette)
+    ring = instance.settings.require_ring()
     found = Verification()
-    async for rows in _batches(place, batch_size):
-        problems = list(_unopenable(ring, rows, envelope.open))
+    async for rows in batches(instance, batch_size):
+        problems = list(_unopenable(ring, rows, envelope.unseal))
         found.opened += len(rows) - len(problems)
         found.problems += problems
         if progress:
             progress(len(rows))
-    stored = await store.count_versions(place.db)
+    stored = await store.count_versions(instance.db)
     found.destroyed = max(0, stored - found.opened - len(found.problems))
     return found
 
@@ -236,10 +219,12 @@ async def rotate(
 
     Raises NotConfigured and DatabaseUnavailable.
     """
-    place = service.vault(datasette)
-    ring = place.settings.require_ring()
+    instance = get_instance(datasette)
+    ring = instance.settings.require_ring()
     report = Rotation(primary=ring.primary.id, dry_run=dry_run)
-    work = _Work(place, ring, batch_size, new_data_keys, progress or (lambda _: None))
+    work = _Work(
+        instance, ring, batch_size, new_data_keys, progress or (lambda _: None)
+    )
 
     report.census = await census(datasette)
     await work.preflight(report, skip_unopenable=skip_unopenable)
@@ -247,130 +232,23 @@ async def rotate(
     if dry_run or (report.problems and not skip_unopenable):
         return report
 
-    await store.ensure_migrated(place.db)
+    await schema.ensure_migrated(instance.db)
     finished = await work.write_prepared(report)
     counted = await census(datasette)
-    for _ in range(_PASSES_MAX):
+    for _ in range(PASSES_MAX):
         if finished and work.count_elsewhere(counted) <= work.stuck:
             break
         finished = await work.change(report)
         counted = await census(datasette)
     elsewhere = work.count_elsewhere(counted)
     report.census = counted
-    report.clean_up = await service.clean_up(place, vacuum=vacuum)
+    report.clean_up = await service.clean_up(instance, vacuum=vacuum)
     report.complete = not report.problems and not elsewhere
     if report.changed:
         await service.announce_rotation(
             datasette, ring.primary.id, report.changed, actor_id
         )
     return report
-
-
-async def upgrade(
-    datasette: Datasette,
-    *,
-    only: Mapping[int, bytes] | None = None,
-    dry_run: bool = False,
-    batch_size: int = BATCH_SIZE,
-    vacuum: bool = False,
-    actor_id: str | None = None,
-    progress: Progress | None = None,
-) -> Upgrade:
-    """Re-seal what datasette-secrets 0.x stored under the primary master key.
-
-    Every key of the ring is tried, since those rows name none. What opens with none is
-    left and named. Names, versions, notes, times, actors and deleted marks stay.
-    `only`: what an earlier run has `offered`, and somebody has read; a row that is not in
-    it, or holds something else by now, is left. `dry_run`: only say what would open; the
-    table is not even migrated. `progress` is told how many of those rows each step has dealt with.
-
-    Raises NotConfigured, DatabaseUnavailable, and MissingExtra where there is something
-    to bring in and `cryptography` is not installed.
-    """
-    place = service.vault(datasette)
-    ring = place.settings.require_ring()
-    if not dry_run:
-        await store.ensure_migrated(place.db)
-    report = Upgrade(dry_run=dry_run)
-    found: dict[int, tuple[str, object]] = {}
-    for _ in range(_PASSES_MAX):
-        report.problems = []
-        lost: list[store.Row] = []
-        async for rows in _batches(place, batch_size):
-            old = [row for row in rows if row.is_legacy]
-            found.update((row.id, (str(row.name), row.version)) for row in old)
-            report.offered.update((row.id, _fingerprint(row)) for row in old)
-            unseen = [
-                row
-                for row in old
-                if only is not None and only.get(row.id) != report.offered[row.id]
-            ]
-            report.problems += map(Problem.unseen, unseen)
-            left = {row.id for row in unseen}
-            known = [row for row in old if row.id not in left]
-            changes = _upgraded(ring, known, report.problems)
-            if not dry_run:
-                report.changed += await _replace_legacy(place, ring, changes, lost)
-            if progress and old:
-                progress(len(old))
-        if not lost:
-            break
-    report.problems += [
-        Problem.of(row, NeedsUpgrade(row.name, row.version)) for row in lost
-    ]
-    report.found = list(found.values())
-    if dry_run:
-        return report
-    report.clean_up = await service.clean_up(place, vacuum=vacuum)
-    report.complete = not report.problems
-    if report.changed:
-        await service.announce_upgrade(datasette, report.changed, actor_id)
-    return report
-
-
-def _fingerprint(row: store.Row) -> bytes:
-    """32 bytes that stand for the row's name and token.
-
-    Not for its version: the migration gives another number to one that is there twice.
-    """
-    content = repr((row.name, row.encrypted))
-    return hashlib.blake2b(content.encode(), digest_size=32).digest()
-
-
-def _upgraded(
-    ring: envelope.KeyRing, rows: list[store.Row], problems: list[Problem]
-) -> list[store.Replacement]:
-    changes: list[store.Replacement] = []
-    for row in rows:
-        try:
-            sealed = envelope.upgrade(ring, row.name, row.version, row.encrypted)
-        except CannotUpgrade as error:
-            problems.append(Problem.of(row, error))
-        else:
-            changes.append(store.Replacement(row, sealed))
-    return changes
-
-
-async def _replace_legacy(
-    place: service.Vault,
-    ring: envelope.KeyRing,
-    changes: list[store.Replacement],
-    lost: list[store.Row],
-) -> int:
-    """Write the envelopes and open what then stands in the file.
-
-    Returns how many rows were changed. Those that somebody else had changed since they
-    were read, and that still are 0.x's, are added to `lost`.
-    """
-    if not changes:
-        return 0
-    changed = await store.replace_envelopes(place.db, changes)
-    for row in await store.rows_with_ids(place.db, [each.id for each in changes]):
-        if row.is_legacy:
-            lost.append(row)
-        else:
-            envelope.open(ring, row.name, row.version, row)
-    return changed
 
 
 class _Prepared(NamedTuple):
@@ -400,7 +278,7 @@ class _Prepared(NamedTuple):
 class _Work:
     """One rotation's means."""
 
-    place: service.Vault
+    instance: Instance
     ring: envelope.KeyRing
     batch_size: int
     new_data_keys: bool
@@ -419,7 +297,7 @@ class _Work:
 
     async def preflight(self, report: Rotation, *, skip_unopenable: bool) -> None:
         """Open every wrap that is to be changed; change nothing."""
-        prove = envelope.open if self.new_data_keys else envelope.unwrap
+        prove = envelope.unseal if self.new_data_keys else envelope.unwrap
         prepare = not (report.dry_run or self.new_data_keys)
         async for rows in self._batches():
             if prepare and report.to_change < _PREPARED_MAX:
@@ -481,7 +359,7 @@ class _Work:
         return problems, [row_id for _, _, row_id, _ in changes], changed
 
     async def _write(self, changes: list[store.NewWrap]) -> int:
-        changed = await store.replace_wrapped_keys(self.place.db, changes)
+        changed = await store.replace_wrapped_keys(self.instance.db, changes)
         await self._read_back([row_id for _, _, row_id, _ in changes])
         return changed
 
@@ -498,7 +376,7 @@ class _Work:
             changes.append(store.Replacement(row, sealed))
 
         problems = list(_unopenable(self.ring, rows, reseal))
-        changed = await store.replace_envelopes(self.place.db, changes)
+        changed = await store.replace_envelopes(self.instance.db, changes)
         self.resealed |= await self._written(changes, changed)
         return problems, [change.id for change in changes], changed
 
@@ -509,7 +387,7 @@ class _Work:
         stored = {
             row.id: row.wrapped_key
             for row in await store.rows_with_ids(
-                self.place.db, [change.id for change in changes], wraps_only=True
+                self.instance.db, [change.id for change in changes], wraps_only=True
             )
         }
         return {
@@ -531,8 +409,8 @@ class _Work:
         )
 
     def _batches(self) -> AsyncIterator[store.Rows]:
-        return _batches(
-            self.place,
+        return batches(
+            self.instance,
             self.batch_size,
             None if self.everything else self.ring.primary.id,
             wraps_only=not self.new_data_keys,
@@ -540,24 +418,24 @@ class _Work:
 
     async def _read_back(self, ids: list[int]) -> None:
         """Open the wraps that now stand in the file. One destroyed meanwhile is fine."""
-        for row in await store.rows_with_ids(self.place.db, ids, wraps_only=True):
+        for row in await store.rows_with_ids(self.instance.db, ids, wraps_only=True):
             # Under another key, somebody else has changed it since: the next pass sees it.
             if row.key_id == self.ring.primary.id:
                 envelope.unwrap(self.ring, row.name, row.version, row)
 
 
-async def _batches(
-    place: service.Vault,
+async def batches(
+    instance: Instance,
     size: int,
     but_key_id: str | None = None,
     *,
     wraps_only: bool = False,
 ) -> AsyncIterator[store.Rows]:
-    await store.require_own_table(place.db)
+    await schema.require_own_table(instance.db)
     row_id = -(2**63)
     while row_id < 2**63 and (
         rows := await store.rows_from(
-            place.db, row_id, size, but_key_id=but_key_id, wraps_only=wraps_only
+            instance.db, row_id, size, but_key_id=but_key_id, wraps_only=wraps_only
         )
     ):
         yield rows

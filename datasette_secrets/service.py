@@ -1,68 +1,36 @@
-"""What can be done with secrets: get, set, delete, restore, roll back, destroy, list.
+"""What can be done with a secret: get, set, delete, restore, roll back, destroy.
 
-An environment variable counts before the database. `None` means "not set"; anything
+An environment variable is read before the database. `None` means "not set"; anything
 wrong raises. A value is never a local variable of a frame that can raise, or that waits
 for something that can: with `rich` installed, Datasette prints locals.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from . import config, envelope, events, registry, store
+from . import config, database, envelope, events, registry, schema, store
 from .errors import InvalidSecret, NeedsUpgrade
-from .uses import UseRecorder
+from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-    from datasette.database import Database
     from datasette.events import Event
+
 
 TrackEvent = Callable[["Event"], None]
 
+
 NAME_MAX_CHARACTERS = 128
+
+
 NOTE_MAX_CHARACTERS = 100
-_VAULT = "_datasette_secrets_vault"  # an attribute, so that it goes with its Datasette
+
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-
-
-class Vault:
-    """One Datasette's settings, database, open connection and recorder, put together."""
-
-    def __init__(self, datasette: Datasette) -> None:
-        self.settings = config.load(datasette)
-        self.db: Database = config.find_database(datasette, self.settings)
-        self.uses = UseRecorder(self.db)
-        self.reader = store.Reader(self.db)
-
-    def environment_value(self, name: str) -> str | None:
-        """What a non-empty `DATASETTE_SECRETS_<NAME>` holds, unless it is a master key."""
-        try:
-            value = os.environ.get(config.ENV_PREFIX + name)
-        except UnicodeEncodeError:  # the name is no text that a variable can have
-            return None
-        if not value or self.settings.is_reserved(name):
-            return None
-        ring = self.settings.ring
-        if ring is not None and ring.any_appears_in(value):
-            return None
-        return value
-
-
-def vault(datasette: Datasette) -> Vault:
-    """The Datasette's vault, made at first use.
-
-    Raises as `config.load` and `config.find_database` do.
-    """
-    known: Vault | None = getattr(datasette, _VAULT, None)
-    if known is None:
-        known = Vault(datasette)
-        setattr(datasette, _VAULT, known)
-    return known
 
 
 async def get_secret(
@@ -79,20 +47,20 @@ async def get_secret(
     UnknownMasterKey (it needs another key), NeedsUpgrade (datasette-secrets 0.x stored
     it), CannotOpen (its row was damaged or tampered with) and DatabaseUnavailable.
     """
-    place = vault(datasette)
-    if place.environment_value(secret_name) is not None:
-        return place.environment_value(secret_name)
-    row = await place.reader.newest_version(secret_name)
+    instance = get_instance(datasette)
+    if instance.environment_value(secret_name) is not None:
+        return instance.environment_value(secret_name)
+    row = await store.newest_version(instance.reader, secret_name)
     if row is None or row.deleted_at is not None or row.is_destroyed:
         return None
     if row.is_legacy:
         raise NeedsUpgrade(secret_name, row.version)
-    ring = place.settings.require_ring()
+    ring = instance.settings.require_ring()
     user = str(actor_id) if actor_id else None
-    if not place.uses.is_recorded(row, user):
-        envelope.open(ring, secret_name, row.version, row)
-        await place.uses.record(row, user)
-    return envelope.open(ring, secret_name, row.version, row)
+    if not instance.last_used.is_recorded(row, user):
+        envelope.unseal(ring, secret_name, row.version, row)
+        await instance.last_used.record(row, user)
+    return envelope.unseal(ring, secret_name, row.version, row)
 
 
 async def get_version(
@@ -103,18 +71,18 @@ async def get_version(
     Raises InvalidSecret when there is no such version or it was destroyed, and what
     `get_secret` raises.
     """
-    place = vault(datasette)
+    instance = get_instance(datasette)
 
     def find_secret_version(conn: Any) -> store.Row:
         return store.find_version(conn, name, version)
 
-    row = await store.read(place.db, find_secret_version)
+    row = await database.read(instance.db, find_secret_version)
     if row.is_legacy:
         raise NeedsUpgrade(name, version)
-    ring = place.settings.require_ring()
-    envelope.open(ring, name, version, row)
-    await place.uses.record(row, _id(actor_id))
-    return envelope.open(ring, name, version, row)
+    ring = instance.settings.require_ring()
+    envelope.unseal(ring, name, version, row)
+    await instance.last_used.record(row, _id(actor_id))
+    return envelope.unseal(ring, name, version, row)
 
 
 async def set_secret(
@@ -139,12 +107,12 @@ async def set_secret(
     del value
     if isinstance(plaintext, str):
         raise InvalidSecret(f"The value of {name} cannot be stored: {plaintext}")
-    place = vault(datasette)
-    await _check_name(datasette, place, name)
+    instance = get_instance(datasette)
+    await _check_name(datasette, instance, name)
     _check_note(note)
-    ring = place.settings.require_ring()
+    ring = instance.settings.require_ring()
     _check_holds_no_key(name, plaintext, ring)
-    await store.ensure_migrated(place.db)
+    await schema.ensure_migrated(instance.db)
 
     def seal(version: int) -> envelope.Sealed:
         return plaintext.seal(ring.primary, name, version)
@@ -164,17 +132,17 @@ async def set_secret(
         )
         return version
 
-    return await store.write(place.db, insert_secret_version)
+    return await database.write(instance.db, insert_secret_version)
 
 
 async def check_settable(
     datasette: Datasette, name: str, note: str | None = None
 ) -> None:
     """Raise what `set_secret` would for this name and note, before a value is asked for."""
-    place = vault(datasette)
-    await _check_name(datasette, place, name)
+    instance = get_instance(datasette)
+    await _check_name(datasette, instance, name)
     _check_note(note)
-    place.settings.require_ring()
+    instance.settings.require_ring()
 
 
 async def set_secrets(
@@ -193,18 +161,18 @@ async def set_secrets(
 
     Raises what `set_secret` raises.
     """
-    place = vault(datasette)
+    instance = get_instance(datasette)
     for name in values:
-        await _check_name(datasette, place, name)
-    ring = place.settings.require_ring()
+        await _check_name(datasette, instance, name)
+    ring = instance.settings.require_ring()
     for name, value in values.items():
         _check_holds_no_key(name, value, ring)
     if dry_run:
         return {
-            name: _next(await store.history(place.db, name), skip_existing)
+            name: _next(await store.history(instance.db, name), skip_existing)
             for name in values
         }
-    await store.ensure_migrated(place.db)
+    await schema.ensure_migrated(instance.db)
 
     def sealer(name: str) -> Callable[[int], envelope.Sealed]:
         return lambda version: values[name].seal(ring.primary, name, version)
@@ -232,7 +200,7 @@ async def set_secrets(
             )
         return stored
 
-    return await store.write(place.db, insert_secret_versions)
+    return await database.write(instance.db, insert_secret_versions)
 
 
 def _next(versions: list[store.Version], skip_existing: bool) -> int | None:
@@ -254,9 +222,9 @@ async def set_note(
 
     Raises InvalidSecret, VersionConflict, NotConfigured and DatabaseUnavailable.
     """
-    place = vault(datasette)
+    instance = get_instance(datasette)
     _check_note(note)
-    await store.ensure_migrated(place.db)
+    await schema.ensure_migrated(instance.db)
 
     def set_secret_note(conn: Any) -> int:
         return store.set_note(
@@ -268,7 +236,7 @@ async def set_note(
             expected_version=expected_version,
         )
 
-    return await store.write(place.db, set_secret_note)
+    return await database.write(instance.db, set_secret_note)
 
 
 async def delete_secret(
@@ -283,8 +251,8 @@ async def delete_secret(
     `get_secret` then returns None. One that is deleted already stays as it is.
     Raises InvalidSecret when nothing is stored, VersionConflict and DatabaseUnavailable.
     """
-    place = vault(datasette)
-    await store.ensure_migrated(place.db)
+    instance = get_instance(datasette)
+    await schema.ensure_migrated(instance.db)
 
     def delete_secret_version(conn: Any, track_event: TrackEvent) -> int:
         version, changed = store.mark_deleted(
@@ -302,7 +270,7 @@ async def delete_secret(
             )
         return version
 
-    return await store.write(place.db, delete_secret_version)
+    return await database.write(instance.db, delete_secret_version)
 
 
 async def restore_secret(
@@ -317,8 +285,8 @@ async def restore_secret(
     Raises InvalidSecret when nothing is stored or that version was destroyed,
     VersionConflict and DatabaseUnavailable.
     """
-    place = vault(datasette)
-    await store.ensure_migrated(place.db)
+    instance = get_instance(datasette)
+    await schema.ensure_migrated(instance.db)
 
     def restore_secret_version(conn: Any, track_event: TrackEvent) -> int:
         version, changed = store.clear_deleted(
@@ -332,7 +300,7 @@ async def restore_secret(
             )
         return version
 
-    return await store.write(place.db, restore_secret_version)
+    return await database.write(instance.db, restore_secret_version)
 
 
 async def roll_back(
@@ -348,9 +316,9 @@ async def roll_back(
     Raises InvalidSecret when there is no such version or it was destroyed, and what
     `get_secret` and `set_secret` raise.
     """
-    place = vault(datasette)
-    ring = place.settings.require_ring()
-    await store.ensure_migrated(place.db)
+    instance = get_instance(datasette)
+    ring = instance.settings.require_ring()
+    await schema.ensure_migrated(instance.db)
 
     def roll_back_secret(conn: Any, track_event: TrackEvent) -> int:
         row = store.find_version(conn, name, version)
@@ -372,7 +340,7 @@ async def roll_back(
         )
         return new_version
 
-    return await store.write(place.db, roll_back_secret)
+    return await database.write(instance.db, roll_back_secret)
 
 
 async def destroy_versions(
@@ -383,15 +351,15 @@ async def destroy_versions(
     actor_id: str | None = None,
     expected_version: int | None = None,
     vacuum: bool = False,
-) -> tuple[int, store.CleanUp]:
+) -> tuple[int, database.CleanUp]:
     """Remove the values of some versions for good: how many, and what became of the rest.
 
     Their record stays. `vacuum`: rewrite the file even if it is large or a named
     database. Raises InvalidSecret when a version is not stored, VersionConflict and
     DatabaseUnavailable.
     """
-    place = vault(datasette)
-    await store.ensure_migrated(place.db)
+    instance = get_instance(datasette)
+    await schema.ensure_migrated(instance.db)
 
     def destroy_secret_versions(conn: Any, track_event: TrackEvent) -> int:
         destroyed = store.destroy(
@@ -405,18 +373,18 @@ async def destroy_versions(
             )
         return destroyed
 
-    destroyed = await store.write(place.db, destroy_secret_versions)
-    return destroyed, await clean_up(place, vacuum=vacuum)
+    destroyed = await database.write(instance.db, destroy_secret_versions)
+    return destroyed, await clean_up(instance, vacuum=vacuum)
 
 
-async def clean_up(place: Vault, *, vacuum: bool = False) -> store.CleanUp:
+async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.CleanUp:
     """Leave nothing of destroyed values and replaced wraps in the database's files.
 
     Its `remains` says in one sentence what may be left and what to do about it.
     """
-    is_small = store.file_bytes(place.db) < store.VACUUM_MAX_BYTES
-    vacuum = vacuum or (place.settings.database is None and is_small)
-    done = await store.clean_up(place.db, vacuum=vacuum)
+    is_small = database.file_bytes(instance.db) < database.VACUUM_MAX_BYTES
+    vacuum = vacuum or (instance.settings.database is None and is_small)
+    done = await database.clean_up(instance.db, vacuum=vacuum)
     remains = [done.remains] if done.remains else []
     if not vacuum:
         remains.append(
@@ -429,179 +397,6 @@ async def clean_up(place: Vault, *, vacuum: bool = False) -> store.CleanUp:
             "holds: run 'datasette secrets rotate-key' again when that has finished"
         )
     return done._replace(remains="; ".join(remains) or None)
-
-
-# What there is, all of it known without opening anything.
-
-
-STATES = (
-    "stored",
-    "environment",
-    "not-set",
-    "deleted",
-    "destroyed",
-    "needs-upgrade",
-    "needs-key",
-)
-
-
-class Listed(NamedTuple):
-    """A secret as the list shows it.
-
-    `state`: one of STATES. `registered`: what the plugin says that waits for it, if one
-    does. `newest`: its newest stored version, also where the environment overrides it.
-    `used`: the last use of it, whichever its version was.
-    """
-
-    name: str
-    state: str
-    registered: registry.Secret | None
-    newest: store.Version | None
-    used: store.LastUse
-
-
-async def list_secrets(
-    datasette: Datasette,
-    *,
-    contains: str = "",
-    after: str | None = None,
-    limit: int | None = None,
-    waiting: bool = True,
-) -> list[Listed]:
-    """Every secret that is registered or stored, by name.
-
-    `contains`: only names with this in them, whatever the case. `after`, `limit`: a page.
-    `waiting`: False leaves out what `waiting_secrets` lists. Reserved names are left out.
-    Raises DatabaseUnavailable.
-    """
-    place = vault(datasette)
-    registered = {
-        secret.name: secret for secret in await registry.get_secrets(datasette)
-    }
-    stored = await _newest_versions(place, contains, after, limit)
-    asked_for = {
-        name
-        for name in registered
-        if contains.casefold() in name.casefold() and (after is None or name > after)
-    }
-    # Names as code points, which is how SQLite orders their UTF-8. A registered name that
-    # lies after a full page of stored ones is cut off again, so it need not be known here
-    # whether it is stored.
-    uses = await store.last_uses(place.db, list(stored))
-    listed = (
-        _listed(place, name, registered.get(name), stored.get(name), uses.get(name))
-        for name in sorted(asked_for | stored.keys())
-        if not place.settings.is_reserved(name)
-    )
-    return [each for each in listed if waiting or each.state != "not-set"][:limit]
-
-
-async def _newest_versions(
-    place: Vault, contains: str, after: str | None, limit: int | None
-) -> dict[str, store.Version]:
-    """`limit` of the newest versions by name. Reserved names do not count."""
-    found: dict[str, store.Version] = {}
-    while True:
-        versions = await store.newest_versions(
-            place.db,
-            contains=contains,
-            after=after,
-            limit=-1 if limit is None else limit,
-        )
-        found |= {
-            each.name: each
-            for each in versions
-            if not place.settings.is_reserved(each.name)
-        }
-        if limit is None or len(found) >= limit or len(versions) < limit:
-            return found
-        after = versions[-1].name
-
-
-async def waiting_secrets(datasette: Datasette, *, contains: str = "") -> list[Listed]:
-    """What plugins registered and has no value, in the order of registration.
-
-    Nobody ever set it, or the newest version was destroyed; one that was deleted does not
-    wait. `contains` as in `list_secrets`. Raises DatabaseUnavailable.
-    """
-    place = vault(datasette)
-    registered = [
-        secret
-        for secret in await registry.get_secrets(datasette)
-        if contains.casefold() in secret.name.casefold()
-        and not place.settings.is_reserved(secret.name)
-    ]
-    names = [each.name for each in registered]
-    stored = {
-        version.name: version
-        for version in await store.newest_versions(place.db, names=names)
-    }
-    uses = await store.last_uses(place.db, names)
-    listed = [
-        _listed(place, name, secret, stored.get(name), uses.get(name))
-        for name, secret in zip(names, registered, strict=True)
-    ]
-    return [each for each in listed if each.state in ("not-set", "destroyed")]
-
-
-async def count_secrets(datasette: Datasette, *, contains: str = "") -> int:
-    """How many `list_secrets` lists, all pages together. Raises DatabaseUnavailable."""
-    place = vault(datasette)
-    registered = [
-        secret.name
-        for secret in await registry.get_secrets(datasette)
-        if contains.casefold() in secret.name.casefold()
-        and not place.settings.is_reserved(secret.name)
-    ]
-    stored = await store.stored_names(place.db, registered)
-    return len(set(registered) - stored) + await store.count_names(
-        place.db, contains=contains, reserved=place.settings.reserved
-    )
-
-
-async def find_secret(datasette: Datasette, name: str) -> Listed | None:
-    """The secret of this name if it is registered or stored. Raises DatabaseUnavailable."""
-    place = vault(datasette)
-    if place.settings.is_reserved(name):
-        return None
-    versions = await store.history(place.db, name)
-    registered = {
-        secret.name: secret for secret in await registry.get_secrets(datasette)
-    }
-    if not versions and name not in registered:
-        return None
-    uses = await store.last_uses(place.db, [name])
-    newest = versions[0] if versions else None
-    return _listed(place, name, registered.get(name), newest, uses.get(name))
-
-
-def _listed(
-    place: Vault,
-    name: str,
-    registered: registry.Secret | None,
-    newest: store.Version | None,
-    used: store.LastUse | None,
-) -> Listed:
-    state = _state(place, name, newest)
-    return Listed(name, state, registered, newest, used or store.LastUse())
-
-
-def _state(place: Vault, name: str, newest: store.Version | None) -> str:
-    if place.environment_value(name) is not None:
-        return "environment"
-    return "not-set" if newest is None else version_state(place, newest)
-
-
-def version_state(place: Vault, version: store.Version) -> str:
-    """One of STATES for a stored version by itself, the environment left aside."""
-    if version.is_destroyed:
-        return "destroyed"
-    if version.is_deleted:
-        return "deleted"
-    if version.is_legacy:
-        return "needs-upgrade"
-    ring = place.settings.ring
-    return "stored" if ring is not None and version.key_id in ring else "needs-key"
 
 
 async def announce_rotation(
@@ -621,22 +416,15 @@ async def announce_upgrade(
         await datasette.track_event(events.UpgradeSecrets(_actor(actor_id), versions))
 
 
-async def stop(datasette: Datasette) -> None:
-    """Write the uses that wait."""
-    known: Vault | None = getattr(datasette, _VAULT, None)
-    if known is not None:
-        await known.uses.flush()
-
-
 async def is_registered(datasette: Datasette, name: str) -> bool:
     """Whether a plugin registered a secret of this name."""
     return any(secret.name == name for secret in await registry.get_secrets(datasette))
 
 
-async def _check_name(datasette: Datasette, place: Vault, name: object) -> None:
+async def _check_name(datasette: Datasette, instance: Instance, name: object) -> None:
     if not isinstance(name, str) or not name:
         raise InvalidSecret("A secret needs a name")
-    if place.settings.is_reserved(name):
+    if instance.settings.is_reserved(name):
         raise InvalidSecret(
             f"{name} is reserved: DATASETTE_SECRETS_{name.upper()} holds a master key"
         )
@@ -647,7 +435,7 @@ async def _check_name(datasette: Datasette, place: Vault, name: object) -> None:
     is_variable = name.startswith(config.ENV_PREFIX)
     if _NAME.match(name) and not is_variable:
         return
-    if await is_registered(datasette, name) or await store.history(place.db, name):
+    if await is_registered(datasette, name) or await store.history(instance.db, name):
         return
     if is_variable:
         raise InvalidSecret(

@@ -1,42 +1,37 @@
-"""Runs the SQL: every statement and every migration. Never sees a value or a key.
+"""Every statement on the table of secrets. Never sees a value or a key.
 
-Versions are the rows of one table, `datasette_secrets`; the newest of a name counts, by
-`order by version desc, id`: where datasette-secrets 0.x left one version twice, it served
-the lowest id, and so does this.
-
-The read that plugins wait for runs on the event loop, on a connection that is already
-open and never waits for a lock (`Reader`). All other reads run in Datasette's threads. Every write is one transaction that takes the write lock first.
+Versions are rows; the newest of a name is current, by `order by version desc, id`: where
+datasette-secrets 0.x stored one version twice it served the lowest id, and so does this.
+Functions that take a connection run inside `database.write`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
-import threading
-import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import sqlite_utils
-
+from .database import (
+    BUSY,
+    LOCKED,
+    Reader,
+    read,
+    result_code,
+    transaction,
+    tuple_cursor,
+    write,
+)
 from .envelope import ENVELOPE_VERSION, Sealed
-from .errors import DatabaseUnavailable, InvalidSecret, VersionConflict
+from .errors import InvalidSecret, VersionConflict
+from .schema import TABLE, VERSION_MAX
 
 if TYPE_CHECKING:
     from datasette.database import Database
 
-TABLE = "datasette_secrets"
-VACUUM_MAX_BYTES = 50_000_000
-# No secret is ever set this often: a row with a greater version is damaged, and must not
-# leave the versions to come without a number.
-VERSION_MAX = 2**53
-_USE_BUSY_TIMEOUT_MS = 40
 
-T = TypeVar("T")
+_USE_BUSY_TIMEOUT_MS = 40
 
 
 class Row(NamedTuple):
@@ -101,19 +96,6 @@ class KeyCount(NamedTuple):
     is_legacy: bool
 
 
-class CleanUp(NamedTuple):
-    """What a clean-up could do.
-
-    `remains` says what may be left in the files, if anything; `failed`: because something
-    that was to be done could not be.
-    """
-
-    vacuumed: bool
-    log_emptied: bool
-    remains: str | None = None
-    failed: bool = False
-
-
 class Use(NamedTuple):
     """Actor `actor_id` read row `id` in the UTC second `at`."""
 
@@ -122,24 +104,32 @@ class Use(NamedTuple):
     actor_id: str | None
 
 
-# Columns, in the order of the classes above.
-
 _ROW = (
     "id, name, version, envelope_version, encryption_key_name, wrapped_key, encrypted, "
     "deleted_at, last_used_at"
 )
+
+
 _WRAP = (
     "id, name, version, envelope_version, encryption_key_name, wrapped_key, "
     "null, null, null"
 )
+
+
 _VERSION = (
     "id, name, version, note, encryption_key_name, created_at, created_by, updated_at, "
     "updated_by, deleted_at, deleted_by, last_used_at, last_used_by, "
     "encrypted is null and wrapped_key is null, "
     "encrypted is not null and wrapped_key is null and envelope_version is null"
 )
+
+
 _ORDER = "order by version desc, id limit 1"
+
+
 _NAMES = "(select value from json_each(:names))"
+
+
 _SELECT_NEWEST = f"select {_ROW} from {TABLE} where name = :name {_ORDER}"  # noqa: S608
 
 
@@ -148,379 +138,40 @@ def _before_migration(sql: str) -> str:
     return sql.replace("wrapped_key", "null").replace("envelope_version", "null")
 
 
-# Migrations. One that shipped is never edited, and every one is harmless to run again:
-# the record of what ran lies in a table that others can write.
-
-migrations = sqlite_utils.Migrations("datasette-secrets")
-_INDEX = f"{TABLE}_name_version"
-
-
-@migrations(name="0001_table")
-def _create_table(db: sqlite_utils.Database) -> None:
-    db.execute(
-        f"""create table if not exists {TABLE} (
-            id integer primary key,
-            name text not null,
-            note text,
-            version integer not null default 1,
-            encrypted blob,
-            encryption_key_name text not null,
-            created_at text,
-            created_by text,
-            updated_at text,
-            updated_by text,
-            deleted_at text,
-            deleted_by text,
-            last_used_at text,
-            last_used_by text,
-            wrapped_key blob,
-            envelope_version integer
-        )"""
-    )
-    columns = {row[1] for row in db.execute(f"pragma table_info({TABLE})").fetchall()}
-    for column, type_ in (("wrapped_key", "blob"), ("envelope_version", "integer")):
-        if column not in columns:
-            db.execute(f"alter table {TABLE} add column {column} {type_}")
-
-
-@migrations(name="0002_unique_versions")
-def _make_versions_unique(db: sqlite_utils.Database) -> None:
-    """0.x could store one version twice, and serves any version, numbered or not.
-
-    The row that it served stays the newest.
-    """
-    names = db.execute(
-        f"""select name from {TABLE} group by name, version having count(*) > 1
-        union select name from {TABLE} where encrypted is not null
-            and wrapped_key is null and envelope_version is null
-            and not (typeof(version) = 'integer' and version between 1 and {VERSION_MAX - 1})
-        """  # noqa: S608
-    ).fetchall()
-    for (name,) in names:
-        _renumber(db, name)
-    still_doubled = db.execute(
-        f"select 1 from {TABLE} group by name, version having count(*) > 1 limit 1"  # noqa: S608
-    ).fetchall()
-    if not still_doubled:
-        db.execute(
-            f"create unique index if not exists {_INDEX} on {TABLE} (name, version)"
-        )
-
-
-def _renumber(db: sqlite_utils.Database, name: str) -> None:
-    """Give each version of `name` that 0.x wrote a number of its own, order kept.
-
-    A version in an envelope is tied to its number and keeps it.
-    """
-    rows = db.execute(
-        f"select id, version, wrapped_key is null from {TABLE} "  # noqa: S608
-        "where name = :name order by version, id desc",
-        {"name": name},
-    ).fetchall()
-    taken = {version for _, version, is_free in rows if not is_free}
-    last = 0
-    for row_id, version, is_free in rows:
-        if is_free:
-            number = max(last + 1, version if _is_number(version) else 1)
-            while number in taken:
-                number += 1
-            db.execute(
-                f"update {TABLE} set version = :number where id = :id",  # noqa: S608
-                {"number": number, "id": row_id},
-            )
-            last = number
-        elif _is_number(version):
-            last = max(last, version)
-
-
-def _is_number(version: object) -> bool:
-    return isinstance(version, int) and version < VERSION_MAX
-
-
-def _apply_migrations(conn: sqlite3.Connection) -> None:
-    db = sqlite_utils.Database(conn, execute_plugins=False)
-    if _can_record(conn):
-        migrations.apply(db)
-    if not _is_complete(conn):
-        _create_table(db)
-        _make_versions_unique(db)
-
-
-def _can_record(conn: sqlite3.Connection) -> bool:
-    """Whether the record of migrations is one, or can be made."""
-    table = migrations.migrations_table
-    rows = conn.execute(
-        "select type from sqlite_master where name = :table", {"table": table}
-    ).fetchall()
-    columns = {row[1] for row in conn.execute(f"pragma table_info({table})").fetchall()}
-    return not rows or (
-        rows[0][0] == "table" and {"migration_set", "name", "applied_at"} <= columns
-    )
-
-
-def _is_complete(conn: sqlite3.Connection) -> bool:
-    columns = {row[1] for row in conn.execute(f"pragma table_info({TABLE})").fetchall()}
-    indexes = {row[1] for row in conn.execute(f"pragma index_list({TABLE})").fetchall()}
-    return {"wrapped_key", "envelope_version"} <= columns and _INDEX in indexes
-
-
-async def migrate(db: Database) -> None:
-    """Bring the table to this version's shape; does nothing when it has it already.
-
-    Raises DatabaseUnavailable.
-    """
-
-    def migrate_secrets_table(conn: sqlite3.Connection) -> None:
-        _apply_migrations(conn)
-
-    await write(db, migrate_secrets_table)
-
-
-# Reading and writing.
-
-_NOT_UTF8 = "The name of a secret is valid UTF-8: no half of a surrogate pair"
-
-
-async def read(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
-    """`fn(conn)` on a connection of Datasette's, in a thread.
-
-    Raises DatabaseUnavailable where the database cannot be read.
-    """
-    try:
-        try:
-            return await db.execute_fn(fn)  # type: ignore[no-any-return]
-        except sqlite3.OperationalError as error:
-            if not _wants_writer(error) or not db.is_mutable:
-                raise
-        # Shared-cache memory that is locked, or a journal that a killed writer left: the
-        # write connection waits its turn, and may roll the journal back.
-        return await db.execute_write_fn(fn, transaction=False)  # type: ignore[no-any-return]
-    except sqlite3.DatabaseError as error:
-        raise _unavailable(error, "read") from None
-    except UnicodeEncodeError:
-        raise InvalidSecret(_NOT_UTF8) from None
-
-
-async def write(db: Database, fn: Callable[..., T]) -> T:
-    """`fn(conn)` in one transaction that takes the write lock first, on the write thread.
-
-    `fn` may declare `track_event`; its events go out after the commit. An error rolls
-    back and is raised here: raised there, Datasette would print it.
-    Raises DatabaseUnavailable where the database cannot be written.
-    """
-    if not db.is_mutable:
-        raise DatabaseUnavailable(f"The database {_describe(db)} is immutable")
-
-    @wraps(fn)
-    def in_transaction(
-        conn: sqlite3.Connection, *track_event: Callable[[Any], None]
-    ) -> T | Exception:
-        events: list[Any] = []
-        try:
-            with transaction(conn):
-                done = fn(conn, *(events.append for _ in track_event))
-        except Exception as error:  # it is raised again below, in the caller's frame
-            return error.with_traceback(None)
-        for track in track_event:
-            for event in events:
-                track(event)
-        return done
-
-    try:
-        outcome = await db.execute_write_fn(in_transaction, transaction=False)
-    except sqlite3.DatabaseError as error:
-        outcome = error
-    if isinstance(outcome, sqlite3.DatabaseError):
-        raise _unavailable(outcome, "written") from None
-    if isinstance(outcome, UnicodeEncodeError):
-        raise InvalidSecret(_NOT_UTF8)
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome  # type: ignore[no-any-return]
-
-
-@contextmanager
-def transaction(conn: sqlite3.Connection) -> Iterator[None]:
-    """A transaction that takes the write lock first and overwrites what it deletes."""
-    conn.execute("pragma secure_delete = on").fetchall()
-    conn.execute("begin immediate")
-    try:
-        yield
-        conn.execute("commit")
-    except BaseException:
-        if conn.in_transaction:
-            conn.execute("rollback")
-        raise
-
-
-@contextmanager
-def table_out_of_reach(conn: sqlite3.Connection) -> Iterator[None]:
-    """While this lasts, no statement of `conn` can touch the table of secrets."""
-
-    def authorize(action: int, first: object, second: object, *_: object) -> int:
-        # The table is the first argument of most actions, and the second of those on
-        # its indexes and triggers, and of `alter table`.
-        named = {str(first).lower(), str(second).lower()}
-        return sqlite3.SQLITE_DENY if TABLE in named else sqlite3.SQLITE_OK
-
-    conn.set_authorizer(authorize)
-    try:
-        yield
-    finally:
-        # Python 3.10 has no way to take an authorizer away.
-        conn.set_authorizer(lambda *_: sqlite3.SQLITE_OK)
-
-
-def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code. Python 3.10 does not tell it: then, by the message."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is not None:
-        return int(code) & 0xFF
-    for text, known in _CODES.items():
-        if str(error).startswith(text):
-            return known
-    return 1
-
-
-_BUSY, _LOCKED, _READONLY, _FULL, _CORRUPT, _CANTOPEN, _NOTADB = 5, 6, 8, 13, 11, 14, 26
-_CODES = {
-    "database table is locked": _LOCKED,
-    "database schema is locked": _LOCKED,
-    "database is locked": _BUSY,
-    "attempt to write a readonly database": _READONLY,
-    "database or disk is full": _FULL,
-    "database disk image is malformed": _CORRUPT,
-    "unable to open": _CANTOPEN,
-    "file is not a database": _NOTADB,
-}
-_CAUSES = {
-    _BUSY: "another process holds its lock: try again when that has finished",
-    _LOCKED: "another connection holds its lock: try again when that has finished",
-    _READONLY: "it is read-only: check the permissions of the file and its folder",
-    _FULL: "the disk is full: make room and try again",
-    _CORRUPT: "it is damaged: restore it from a backup",
-    _CANTOPEN: "it cannot be opened: check the path and its permissions",
-    _NOTADB: "it is not a SQLite database",
-}
-
-
-def _wants_writer(error: sqlite3.Error) -> bool:
-    return _code(error) in (_LOCKED, _READONLY)
-
-
-def _unavailable(error: sqlite3.Error, verb: str) -> DatabaseUnavailable:
-    return DatabaseUnavailable(
-        f"The database of the secrets cannot be {verb}: {_cause(error)}"
-    )
-
-
-def _cause(error: sqlite3.Error) -> str:
-    return _CAUSES.get(_code(error), f"SQLite says: {error}")
-
-
-def _describe(db: Database) -> str:
-    return repr(db.path or db.name)
-
-
-def is_temporary(db: Database) -> bool:
-    """Whether the database is gone when the process ends."""
-    return bool(db.is_memory or getattr(db, "is_temp_disk", False))
-
-
-# The read path.
-
-_TURN_SECONDS = 0.002
 # Every column costs as much as a step of the cryptography: these do for nearly every read.
 _SELECT_CURRENT = f"""select id, version, encryption_key_name, wrapped_key, encrypted,
     last_used_at, deleted_at is null and envelope_version = {ENVELOPE_VERSION}
     from {TABLE} where name = :name {_ORDER}"""  # noqa: S608
 
 
-class Reader:
-    """Reads the newest version of a secret on the event loop, from one open connection.
-
-    That costs less than handing the work to a thread, and it never waits for a lock: a
-    read that would have to, or that meets another one in progress, goes through a thread.
-    Callers in a tight loop let the event loop turn every two milliseconds.
-    The connection belongs to Datasette's `Database`, which closes it with itself.
-    """
-
-    def __init__(self, db: Database) -> None:
-        self._db = db
-        self._lock = threading.Lock()
-        self._conn: sqlite3.Connection | None = None
-        self._turn_ends = 0.0
-        self._turning = False
-
-    async def newest_version(self, name: str) -> Row | None:
-        """The newest version of `name`; None when nothing is stored or there is no table.
-
-        Raises DatabaseUnavailable.
-        """
-        if time.perf_counter() > self._turn_ends:
-            await self._turn()
-        # Memory has no file to open, and its tables can be locked: threads wait better.
-        if not self._db.is_memory and self._lock.acquire(blocking=False):
-            try:
-                conn = self._conn or self._connect()
-                # All rows are fetched: an open cursor would hold the write-ahead log.
-                rows = conn.execute(_SELECT_CURRENT, {"name": name}).fetchall()
-                if not rows:
-                    return None
-                row_id, version, key_id, wrapped_key, encrypted, used, is_current = (
-                    rows[0]
-                )
-                if is_current:
-                    return Row(
-                        row_id,
-                        name,
-                        version,
-                        ENVELOPE_VERSION,
-                        key_id,
-                        wrapped_key,
-                        encrypted,
-                        None,
-                        used,
-                    )
-            except (sqlite3.Error, UnicodeEncodeError):
-                # Whatever it is, the way through Datasette's threads waits for it, makes
-                # allowances for it (text that is no UTF-8), or says it.
-                pass
-            finally:
-                self._lock.release()
-        return await newest_version(self._db, name)
-
-    async def _turn(self) -> None:
-        if not self._turning:
-            self._turning = True
-            asyncio.get_running_loop().call_soon(self._begin_turn)
-        await asyncio.sleep(0)
-
-    def _begin_turn(self) -> None:
-        self._turning = False
-        self._turn_ends = time.perf_counter() + _TURN_SECONDS
-
-    def _connect(self) -> sqlite3.Connection:
-        if getattr(self._db, "_closed", False):  # it would be opened once more
-            raise sqlite3.ProgrammingError
-        conn: sqlite3.Connection = self._db.connect()
-        conn.execute("pragma query_only = on").fetchall()
-        conn.execute("pragma busy_timeout = 0").fetchall()
-        self._conn = conn
-        return conn
-
-
-async def newest_version(db: Database, name: str) -> Row | None:
+async def newest_version(reader: Reader, name: str) -> Row | None:
     """The newest version of `name`, or None when nothing is stored or there is no table.
 
     Raises DatabaseUnavailable.
     """
+    rows = await reader.select(_SELECT_CURRENT, {"name": name})
+    if rows is not None:
+        if not rows:
+            return None
+        row_id, version, key_id, wrapped_key, encrypted, used, is_current = rows[0]
+        if is_current:
+            return Row(
+                row_id,
+                name,
+                version,
+                ENVELOPE_VERSION,
+                key_id,
+                wrapped_key,
+                encrypted,
+                None,
+                used,
+            )
 
     def newest_secret_version(conn: sqlite3.Connection) -> Row | None:
         rows = _select(conn, _SELECT_NEWEST, {"name": name})
         return Row._make(rows[0]) if rows else None
 
-    return await read(db, newest_secret_version)
+    return await read(reader.db, newest_secret_version)
 
 
 def _select(
@@ -528,7 +179,7 @@ def _select(
 ) -> list[tuple[Any, ...]]:
     """All rows; none without the table, and of a table not yet migrated what it has."""
     try:
-        with _plain(conn) as cursor:
+        with tuple_cursor(conn) as cursor:
             return cursor.execute(sql, parameters).fetchall()
     except sqlite3.OperationalError as error:
         # By how it begins: where text does not decode, what is stored stands behind.
@@ -543,22 +194,6 @@ def _select(
     cursor = conn.cursor()
     cursor.row_factory = None
     return cursor.execute(sql, parameters).fetchall()
-
-
-@contextmanager
-def _plain(conn: sqlite3.Connection) -> Iterator[sqlite3.Cursor]:
-    """A cursor that makes tuples of str, at half the cost of Datasette's settings."""
-    text_factory = conn.text_factory
-    conn.text_factory = str
-    cursor = conn.cursor()
-    cursor.row_factory = None
-    try:
-        yield cursor
-    finally:
-        conn.text_factory = text_factory
-
-
-# Changing a secret. All of these run inside `write`.
 
 
 def insert_version(
@@ -795,9 +430,6 @@ def _check_expected(name: str, newest: Version | None, expected: object) -> None
     raise VersionConflict(name, expected, actual, newest.updated_at, newest.updated_by)
 
 
-# Looking at what is stored, without opening anything.
-
-
 async def history(db: Database, name: str) -> list[Version]:
     """Every version of `name`, newest first. Raises DatabaseUnavailable."""
 
@@ -966,64 +598,6 @@ async def count_versions(db: Database) -> int:
     return await read(db, count_secret_versions)
 
 
-async def what_others_made(db: Database) -> list[str]:
-    """What of the table neither this plugin nor 0.x made, in sentences.
-
-    Whoever can write to the database can make it; what it does is done behind the back
-    of every statement here. Raises DatabaseUnavailable.
-    """
-
-    def what_others_made_of_secrets(conn: sqlite3.Connection) -> list[str]:
-        triggers = conn.execute(
-            "select name from sqlite_master where type = 'trigger' "
-            "and tbl_name = :table collate nocase order by name",
-            {"table": TABLE},
-        ).fetchall()
-        made = [
-            f"The table of the secrets has a trigger that this plugin did not make, "
-            f"'{name}': it may undo, forge or copy what is changed"
-            for (name,) in map(tuple, triggers[:10])
-        ]
-        return made if _is_own_table(conn) else [*made, _NOT_OWN_TABLE]
-
-    return await read(db, what_others_made_of_secrets)
-
-
-async def require_own_table(db: Database) -> None:
-    """Raises DatabaseUnavailable where the rows cannot be gone through by their ids."""
-    if not await read(db, _is_own_table):
-        raise DatabaseUnavailable(_NOT_OWN_TABLE)
-
-
-_NOT_OWN_TABLE = (
-    "The table of the secrets is not one that this plugin made: it is a view, or its id "
-    "is no integer primary key. Restore it from a backup"
-)
-
-
-def _is_own_table(conn: sqlite3.Connection) -> bool:
-    """Whether it is a table whose ids are whole numbers, or not there at all."""
-    kinds = conn.execute(
-        "select type from sqlite_master where name = :table collate nocase",
-        {"table": TABLE},
-    ).fetchall()
-    keys = [
-        (row[1], row[2].upper())
-        for row in conn.execute(f"pragma table_info({TABLE})").fetchall()
-        if row[5]
-    ]
-    return not kinds or (kinds[0][0] == "table" and keys == [("id", "INTEGER")])
-
-
-async def journal_mode(db: Database) -> str:
-    """`wal`, `delete`, … : the administrator's choice. Raises DatabaseUnavailable."""
-
-    def secrets_journal_mode(conn: sqlite3.Connection) -> str:
-        return str(conn.execute("pragma journal_mode").fetchall()[0][0])
-
-    return await read(db, secrets_journal_mode)
-
-
 class Rows:
     """Rows in the order of their ids, each made into a `Row` when it is looked at.
 
@@ -1102,8 +676,6 @@ async def rows_with_ids(
     return await read(db, secret_rows_with_ids)
 
 
-# Rotation.
-
 #: A new wrap, its key id, the row's id, and the wrap that the row must still hold: a plain
 #: tuple, since SQLite's binding takes twice as long over any other.
 NewWrap = tuple[bytes, str, int, bytes]
@@ -1165,53 +737,6 @@ async def replace_envelopes(db: Database, changes: list[Replacement]) -> int:
     return await write(db, replace_envelopes) if changes else 0
 
 
-async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
-    """Remove what deleted and replaced content left in the database's files.
-
-    With `vacuum` the file is rewritten; then the write-ahead log, if there is one, is
-    moved into the file and emptied. What could not be done is said, not raised: the
-    change before it was made all the same.
-    """
-
-    def clean_up_secrets(conn: sqlite3.Connection) -> CleanUp:
-        remains = []
-        log_emptied = True
-        try:
-            conn.execute("pragma secure_delete = on").fetchall()
-            if vacuum:
-                conn.execute("vacuum")
-        except sqlite3.DatabaseError as error:
-            remains.append(
-                "old ciphertext may remain in the file, which could not be rewritten: "
-                f"{_cause(error)}"
-            )
-        vacuumed = vacuum and not remains
-        try:
-            [(busy, *_)] = conn.execute("pragma wal_checkpoint(truncate)").fetchall()
-            log_emptied = not busy
-        except sqlite3.DatabaseError as error:
-            log_emptied = False
-            remains.append(f"the write-ahead log could not be emptied: {_cause(error)}")
-        return CleanUp(
-            vacuumed, log_emptied, "; ".join(remains) or None, failed=bool(remains)
-        )
-
-    # On a connection of its own, outside of Datasette's write hooks: those take a table
-    # that VACUUM moved to another page for one that was renamed.
-    try:
-        return await db.execute_isolated_fn(clean_up_secrets)  # type: ignore[no-any-return]
-    except sqlite3.DatabaseError as error:
-        raise _unavailable(error, "cleaned up") from None
-
-
-def file_bytes(db: Database) -> int:
-    """The size of the database's file, 0 for one in memory."""
-    return int(db.size)
-
-
-# Uses.
-
-
 class Recorded(NamedTuple):
     """What became of some uses: written, or to be tried again, or never to be."""
 
@@ -1239,21 +764,10 @@ async def record_uses(db: Database, uses: list[Use], now: str) -> Recorded:
                 )
             return Recorded(written=True)
         except sqlite3.Error as error:
-            return Recorded(written=False, try_again=_code(error) in (_BUSY, _LOCKED))
+            return Recorded(
+                written=False, try_again=result_code(error) in (BUSY, LOCKED)
+            )
         finally:
             conn.execute(f"pragma busy_timeout = {timeout}").fetchall()
 
     return await db.execute_write_fn(record_secret_uses, transaction=False)  # type: ignore[no-any-return]
-
-
-_migrated: weakref.WeakSet[Database] = weakref.WeakSet()
-
-
-async def ensure_migrated(db: Database) -> None:
-    """Migrate once in the life of this process, before the first write.
-
-    Raises DatabaseUnavailable.
-    """
-    if db not in _migrated:
-        await migrate(db)
-        _migrated.add(db)

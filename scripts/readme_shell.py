@@ -69,7 +69,7 @@ def replace(text: str, part: str, made: str) -> str:
 
 def table() -> str:
     """A row for each command: its arguments, the first line of its help, its options."""
-    from datasette_secrets.group import secrets
+    from datasette_secrets.cli import secrets
 
     context = click.Context(secrets, info_name="secrets")
     rows = []

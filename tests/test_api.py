@@ -16,7 +16,7 @@ from datasette.app import Datasette
 from datasette.plugins import pm
 from datasette.utils import tilde_encode
 
-from datasette_secrets import Secret, get_secret, rotation, set_secret
+from datasette_secrets import Secret, get_secret, set_secret, upgrade
 from datasette_secrets.envelope import generate_master_key
 
 VALUE = "sk-live-4f9c0d1e"
@@ -510,7 +510,7 @@ async def test_a_digest_lets_an_upgrade_bring_in_only_what_it_stands_for(
     )
     assert_refused(await api("/-/upgrade", {"digest": "0" * 64}), 409)
     assert (await api("/OLD.json")).json()["secret"]["state"] == "needs-upgrade"
-    digest = (await rotation.upgrade(datasette, dry_run=True)).digest
+    digest = (await upgrade.upgrade(datasette, dry_run=True)).digest
     assert (await api("/-/upgrade", {"digest": digest})).json()["upgraded"] == 1
     assert (await api("/-/upgrade", {})).json()["upgraded"] == 0
 

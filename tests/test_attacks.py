@@ -31,12 +31,15 @@ from datasette_secrets import (
     delete_secret,
     envelope,
     get_secret,
+    listing,
     restore_secret,
     rotation,
     service,
     set_secret,
     store,
+    upgrade,
 )
+from datasette_secrets.instance import get_instance
 
 LAYERS = ("wrapped_key", "encrypted")
 
@@ -184,7 +187,7 @@ async def test_a_row_whose_format_was_downgraded_does_not_open(
     with pytest.raises(error):
         await get_secret(datasette, "OPENAI_API_KEY")
     # Nor does an upgrade take it for something else.
-    await rotation.upgrade(datasette)
+    await upgrade.upgrade(datasette)
     with pytest.raises(error):
         await get_secret(datasette, "OPENAI_API_KEY")
 
@@ -228,7 +231,7 @@ async def test_an_upgrade_leaves_a_row_of_0x_that_no_key_of_the_ring_opens(
         "no key": base64.urlsafe_b64encode(b"\x80" + os.urandom(80)),
     }[made_with]
     attacker.put_token("OPENAI_API_KEY", 3, token)
-    report = await rotation.upgrade(datasette)
+    report = await upgrade.upgrade(datasette)
     assert (report.changed, report.complete, len(report.problems)) == (0, False, 1)
     assert attacker.row("OPENAI_API_KEY", 3)["encrypted"] == token
     with pytest.raises(NeedsUpgrade):
@@ -342,7 +345,7 @@ async def test_odd_text_in_other_columns_hides_nothing(
         attacker.run(f"update datasette_secrets set {column} = {sql}")
     assert await get_secret(datasette, "OPENAI_API_KEY") == "openai 2"
     assert await set_secret(datasette, "OPENAI_API_KEY", "openai 3") == 3
-    assert len(await service.list_secrets(datasette)) == 3  # and the example
+    assert len(await listing.list_secrets(datasette)) == 3  # and the example
 
 
 # What a writer can still do, as SECURITY.md says.
@@ -398,7 +401,7 @@ async def test_a_writer_can_forge_notes_times_and_actors(
     datasette: Datasette, attacker: Attacker
 ) -> None:
     attacker.put("BANK_API_KEY", 1, note="forged", updated_by="forged")
-    [version] = await store.history(service.vault(datasette).db, "BANK_API_KEY")
+    [version] = await store.history(get_instance(datasette).db, "BANK_API_KEY")
     assert (version.note, version.updated_by) == ("forged", "forged")
 
 
@@ -443,7 +446,7 @@ async def test_a_plugin_that_registers_a_reserved_name_gets_nothing(
         assert (await get_secret(datasette, name)) is None
         with pytest.raises(InvalidSecret, match="reserved"):
             await set_secret(datasette, name, "a value")
-        listed = [each.name for each in await service.list_secrets(datasette)]
+        listed = [each.name for each in await listing.list_secrets(datasette)]
         assert listed == ["INNOCENT"]
 
 
@@ -466,7 +469,7 @@ async def test_a_variable_that_holds_the_master_key_is_no_secret(
     ):
         monkeypatch.setenv("DATASETTE_SECRETS_INNOCENT", around.format(spelling))
         assert (await get_secret(datasette, "INNOCENT")) is None
-        listed = [each.name for each in await service.list_secrets(datasette)]
+        listed = [each.name for each in await listing.list_secrets(datasette)]
         assert "INNOCENT" not in listed
         if str(around) == "{}":
             # What is stored under that name is still what it is.
@@ -493,7 +496,7 @@ async def test_a_name_that_is_no_text_is_refused_by_every_function(
         lambda: service.roll_back(datasette, "\ud800", 1),
         lambda: service.destroy_versions(datasette, "\ud800", [1]),
         lambda: service.set_note(datasette, "\ud800", "note"),
-        lambda: service.find_secret(datasette, "\ud800"),
+        lambda: listing.find_secret(datasette, "\ud800"),
     ):
         with pytest.raises(InvalidSecret):
             await call()

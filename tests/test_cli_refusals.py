@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from support.console import DATASETTE, Console, key_id, plugin, sentence
 
-from datasette_secrets import envelope, service, shell, store, values
-from datasette_secrets.uses import UseRecorder
+from datasette_secrets import database, envelope, instance, schema
+from datasette_secrets.cli import commands, output, prompt
+from datasette_secrets.last_used import LastUsedRecorder
 
 #: A command line for each command that opens a database, and what it reads.
 COMMANDS = {
@@ -57,7 +58,7 @@ async def filled(console: Console) -> Console:
 
 
 def test_every_command_is_tried_here() -> None:
-    from datasette_secrets.group import secrets
+    from datasette_secrets.cli import secrets
 
     known = set(secrets.list_commands(None))  # type: ignore[arg-type]
     assert known == {*COMMANDS, "generate-encryption-key"}
@@ -425,12 +426,12 @@ def test_no_frame_of_an_unforeseen_failure_holds_a_value(
         raise RuntimeError
 
     for owner, function in (
-        (store, "write"),
-        (store, "ensure_migrated"),
-        (UseRecorder, "record"),
-        (service, "stop"),
-        (values, "_add"),
-        (shell, "give_up_stdout"),
+        (database, "write"),
+        (schema, "ensure_migrated"),
+        (LastUsedRecorder, "record"),
+        (commands, "stop"),
+        (prompt, "_add"),
+        (output, "give_up_stdout"),
     ):
         with monkeypatch.context() as broken:
             broken.setattr(owner, function, break_down)

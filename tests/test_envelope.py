@@ -76,7 +76,7 @@ def sealed_row() -> tuple[KeyRing, Sealed]:
 
 def opens(ring: KeyRing, name: str, version: int, sealed: Sealed) -> bool:
     try:
-        envelope.open(ring, name, version, sealed)
+        envelope.unseal(ring, name, version, sealed)
     except CannotOpen:
         return False
     return True
@@ -96,7 +96,7 @@ def unwraps(ring: KeyRing, name: str, version: int, sealed: Sealed) -> bool:
 @pytest.mark.parametrize("number", range(len(VECTORS)))
 def test_open_opens_every_frozen_vector(number: int) -> None:
     case = VECTORS[number]
-    opened = envelope.open(
+    opened = envelope.unseal(
         ring_of(case), case["name"], case["version"], sealed_in(case)
     )
     assert opened == case["value"]
@@ -120,7 +120,7 @@ def test_the_decoder_opens_every_frozen_vector_step_by_step(number: int) -> None
 def test_open_returns_what_was_sealed(name: str, version: int, value: str) -> None:
     ring = KeyRing([new_key()])
     sealed = parse_value(value).seal(ring.primary, name, version)
-    assert envelope.open(ring, name, version, sealed) == value
+    assert envelope.unseal(ring, name, version, sealed) == value
 
 
 @settings(max_examples=60, deadline=None)
@@ -159,14 +159,14 @@ def test_the_package_opens_what_the_decoder_sealed(
         decoder.wrap(key, context, data_key, os.urandom(24)),
         decoder.seal(data_key, context, value.encode("utf-8"), os.urandom(24)),
     )
-    assert envelope.open(KeyRing([parse_key(text)]), name, version, sealed) == value
+    assert envelope.unseal(KeyRing([parse_key(text)]), name, version, sealed) == value
 
 
 @pytest.mark.parametrize("size", [1, 254, 255, 256, 257, 511, 512, 65_535, 65_536])
 def test_values_of_every_size_around_a_block_survive(size: int) -> None:
     ring = KeyRing([new_key()])
     sealed = parse_value("v" * size).seal(ring.primary, "A", 1)
-    assert envelope.open(ring, "A", 1, sealed) == "v" * size
+    assert envelope.unseal(ring, "A", 1, sealed) == "v" * size
 
 
 @settings(max_examples=100, deadline=None)
@@ -208,7 +208,7 @@ def test_rewrap_keeps_the_data_key_and_the_encrypted_value() -> None:
     assert decoder.unwrap(
         decoder.master_key(texts[1]), context, rewrapped_key
     ) == decoder.unwrap(decoder.master_key(texts[0]), context, sealed.wrapped_key)
-    assert envelope.open(KeyRing([new]), "A", 1, fresh) == "kept"
+    assert envelope.unseal(KeyRing([new]), "A", 1, fresh) == "kept"
 
 
 def test_rewrap_uses_a_fresh_nonce(sealed_row: tuple[KeyRing, Sealed]) -> None:
@@ -222,7 +222,7 @@ def test_reseal_takes_a_fresh_data_key_and_the_new_number(
 ) -> None:
     ring, sealed = sealed_row
     fresh = envelope.reseal(ring, "OPENAI_API_KEY", 3, sealed, 4)
-    assert envelope.open(ring, "OPENAI_API_KEY", 4, fresh) == envelope.open(
+    assert envelope.unseal(ring, "OPENAI_API_KEY", 4, fresh) == envelope.unseal(
         ring, "OPENAI_API_KEY", 3, sealed
     )
     assert not opens(ring, "OPENAI_API_KEY", 3, fresh)
@@ -346,7 +346,7 @@ def test_open_rejects_a_version_that_is_no_positive_integer(
 ) -> None:
     ring, sealed = sealed_row
     with pytest.raises(CannotOpen):
-        envelope.open(ring, "OPENAI_API_KEY", version, sealed)
+        envelope.unseal(ring, "OPENAI_API_KEY", version, sealed)
 
 
 @pytest.mark.parametrize("format_", [None, 0, 2, -1, "1", b"1", 1.5])
@@ -354,7 +354,7 @@ def test_open_rejects_every_other_format(
     sealed_row: tuple[KeyRing, Sealed], format_: Any
 ) -> None:
     ring, sealed = sealed_row
-    for refusing in (envelope.open, envelope.unwrap, envelope.rewrap):
+    for refusing in (envelope.unseal, envelope.unwrap, envelope.rewrap):
         with pytest.raises(CannotOpen):
             refusing(
                 ring, "OPENAI_API_KEY", 3, sealed._replace(envelope_version=format_)
@@ -368,7 +368,7 @@ def test_open_rejects_a_column_of_another_type(
 ) -> None:
     ring, sealed = sealed_row
     with pytest.raises(CannotOpen):
-        envelope.open(ring, "OPENAI_API_KEY", 3, sealed._replace(**{column: content}))
+        envelope.unseal(ring, "OPENAI_API_KEY", 3, sealed._replace(**{column: content}))
 
 
 @pytest.mark.parametrize(
@@ -380,14 +380,14 @@ def test_a_row_that_names_no_key_id_is_damaged(
 ) -> None:
     ring, sealed = sealed_row
     with pytest.raises(CannotOpen):
-        envelope.open(ring, "OPENAI_API_KEY", 3, sealed._replace(key_id=key_id))
+        envelope.unseal(ring, "OPENAI_API_KEY", 3, sealed._replace(key_id=key_id))
 
 
 def test_a_row_that_needs_another_key_says_which() -> None:
     stored = new_key()
     sealed = parse_value("kept").seal(stored, "A", 7)
     with pytest.raises(UnknownMasterKey) as caught:
-        envelope.open(KeyRing([new_key()]), "A", 7, sealed)
+        envelope.unseal(KeyRing([new_key()]), "A", 7, sealed)
     assert (caught.value.name, caught.value.version) == ("A", 7)
     assert caught.value.key_id == stored.id
 
@@ -402,7 +402,7 @@ def test_every_refusal_names_the_row(sealed_row: tuple[KeyRing, Sealed]) -> None
     ring, sealed = sealed_row
     other = KeyRing([new_key()])
     calls: list[Callable[[KeyRing, Any], object]] = [
-        lambda ring, row: envelope.open(ring, "A", 7, row),
+        lambda ring, row: envelope.unseal(ring, "A", 7, row),
         lambda ring, row: envelope.rewrap(ring, "A", 7, row),
         lambda ring, row: envelope.reseal(ring, "A", 7, row, 8),
         lambda ring, row: envelope.unwrap(ring, "A", 7, row),
@@ -428,7 +428,7 @@ def test_a_value_too_short_to_be_one_is_refused_by_name(
     ring, sealed = sealed_row
     for encrypted in (None, b"", b"x" * 295):
         with pytest.raises(CannotOpen) as caught:
-            envelope.open(
+            envelope.unseal(
                 ring, "OPENAI_API_KEY", 3, sealed._replace(encrypted=encrypted)
             )
         assert (caught.value.name, caught.value.version) == ("OPENAI_API_KEY", 3)
@@ -439,7 +439,7 @@ def test_a_name_that_is_no_text_is_a_damaged_row(
     sealed_row: tuple[KeyRing, Sealed], name: Any
 ) -> None:
     ring, sealed = sealed_row
-    for refusing in (envelope.open, envelope.unwrap, envelope.rewrap):
+    for refusing in (envelope.unseal, envelope.unwrap, envelope.rewrap):
         with pytest.raises(CannotOpen):
             refusing(ring, name, 3, sealed)
 
@@ -462,7 +462,7 @@ def test_upgrade_seals_for_versions_that_there_can_be(version: int, can: bool) -
     ring, token = KeyRing([parse_key(text)]), Fernet(text).encrypt(b"of 0.x")
     if can:
         sealed = envelope.upgrade(ring, "A", version, token)
-        assert envelope.open(ring, "A", version, sealed) == "of 0.x"
+        assert envelope.unseal(ring, "A", version, sealed) == "of 0.x"
         return
     with pytest.raises(CannotUpgrade) as caught:
         envelope.upgrade(ring, "A", version, token)

@@ -28,11 +28,12 @@ from datasette_secrets import (
     DatabaseUnavailable,
     envelope,
     get_secret,
-    guard,
+    health,
     rotation,
     service,
     set_secret,
 )
+from datasette_secrets.instance import get_instance
 
 HERE = Path(__file__).parent
 JOURNALS = ("wal", "delete")
@@ -175,11 +176,12 @@ STEP_BACK = """
 import asyncio, sys, time
 sys.path.insert(0, sys.argv[2])
 from support import faults
-from datasette_secrets import get_secret, service, set_secret, store
+from datasette_secrets import get_secret, set_secret, store
+from datasette_secrets.instance import get_instance, stop
 
 async def main():
     shim, datasette = faults.shim(), faults.datasette_on(sys.argv[1], *faults.RING)
-    db = service.vault(datasette).db
+    db = get_instance(datasette).db
     for hours in (0, -24, 24):
         shim.fault_clock(hours * 3600)
         now = time.strftime("%Y-%m-%d %H", time.gmtime())
@@ -281,7 +283,7 @@ async def test_a_read_only_file_is_read_and_every_change_is_refused(
     immutable_file: str, make_datasette: MakeDatasette, master_key: str
 ) -> None:
     datasette = make_datasette(envelope.generate_master_key(), master_key)
-    assert "cannot be written" in guard.why_read_only(service.vault(datasette))
+    assert "cannot be written" in health.why_read_only(get_instance(datasette))
     assert await get_secret(datasette, "A", "ann") == "a value"
     for change in (
         lambda: set_secret(datasette, "A", "another"),

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from conftest import MakeDatasette
 
-from datasette_secrets import envelope, get_secret, guard, service, set_secret
+from datasette_secrets import envelope, get_secret, health, set_secret
+from datasette_secrets.instance import get_instance
 
 Captured = pytest.CaptureFixture[str]
 
@@ -44,7 +45,7 @@ async def test_versions_whose_key_is_missing_are_counted_by_key(
     for keys in ([envelope.generate_master_key()], []):
         await make_datasette(*keys).invoke_startup()
         said = capsys.readouterr().err
-        key_id = service.vault(old).settings.require_ring().primary.id
+        key_id = get_instance(old).settings.require_ring().primary.id
         assert f"2 stored versions need master key {key_id}, which is not" in said
         assert said.count("which is not configured: add it") == 2
 
@@ -108,7 +109,7 @@ async def test_who_may_not_run_sql_across_databases_is_not_warned_of(
         },
     )
     await datasette.invoke_startup()
-    assert await guard.exposure(datasette) == []
+    assert await health.exposure(datasette) == []
 
 
 async def test_a_trigger_of_somebody_else_is_said_on_one_line(
@@ -157,7 +158,7 @@ async def test_an_immutable_database_is_said_and_can_be_downloaded_by_anyone(
     said = capsys.readouterr().err
     assert "is immutable: they can be read, not changed" in said
     assert "anyone, without signing in, can download the database 'named'" in said
-    assert "is immutable" in guard.why_read_only(service.vault(datasette))
+    assert "is immutable" in health.why_read_only(get_instance(datasette))
     assert await get_secret(datasette, "A") == "a value"
 
     closed = make_datasette(master_key, settings={"allow_download": False}, **options)
@@ -169,9 +170,9 @@ async def test_a_database_that_can_be_changed_is_not_called_read_only(
     make_datasette: MakeDatasette, master_key: str, named: str
 ) -> None:
     for options in ({}, {"database": "named", "files": [named]}):
-        place = service.vault(make_datasette(master_key, **options))
+        place = get_instance(make_datasette(master_key, **options))
         await set_secret(make_datasette(master_key, **options), "A", "a value")
-        assert guard.why_read_only(place) == ""
+        assert health.why_read_only(place) == ""
 
 
 async def test_the_warning_tells_those_who_sign_in_from_everybody(
@@ -189,6 +190,6 @@ async def test_the_warning_tells_those_who_sign_in_from_everybody(
             config={"databases": {"named": {"allow_sql": allowed}}},
         )
         await datasette.invoke_startup()
-        warnings = await guard.exposure(datasette)
+        warnings = await health.exposure(datasette)
         assert len(warnings) == bool(who)
         assert "".join(warnings).startswith(who)

@@ -35,11 +35,13 @@ from datasette_secrets import (
     envelope,
     errors,
     get_secret,
+    listing,
     rotation,
     service,
     set_secret,
+    upgrade,
 )
-from datasette_secrets.body import Body
+from datasette_secrets.web.request import Body
 
 TESTS = str(Path(__file__).parent)
 # They hold keys and values, and print as nothing. Datasette holds its configuration.
@@ -225,7 +227,7 @@ async def test_setting_a_value_in_a_database_that_fails(scene: Scene) -> None:
         lambda: set_secret(scene.datasette, "A", secret),
         lambda: service.roll_back(scene.datasette, "A", 1),
         lambda: delete_secret(scene.datasette, "A"),
-        lambda: service.list_secrets(scene.datasette),
+        lambda: listing.list_secrets(scene.datasette),
     ):
         error = await error_of(call)
         assert type(error) is errors.DatabaseUnavailable
@@ -322,7 +324,7 @@ async def test_an_upgrade_that_fails(scene: Scene) -> None:
         "create trigger t before update on datasette_secrets "
         "begin select raise(abort, 'no'); end"
     )
-    error = await error_of(lambda: rotation.upgrade(scene.datasette))
+    error = await error_of(lambda: upgrade.upgrade(scene.datasette))
     assert type(error) is errors.DatabaseUnavailable
     assert leaks(error, value, *scene.hidden) == []
 

@@ -21,8 +21,8 @@ from datasette_secrets import (
     DatabaseUnavailable,
     NeedsUpgrade,
     get_secret,
-    rotation,
     set_secret,
+    upgrade,
 )
 
 
@@ -201,7 +201,7 @@ async def test_a_value_set_before_the_upgrade_is_newer_than_what_0_x_stored(
 
     assert await set_secret(datasette, "A", "new") == version + 1
     assert await get_secret(datasette, "A") == "new"
-    report = await rotation.upgrade(datasette)
+    report = await upgrade.upgrade(datasette)
     assert report.complete
     assert await get_secret(datasette, "A") == "new"
 
@@ -265,7 +265,8 @@ KILLED = """
 import asyncio, os, signal, sys
 from datasette.app import Datasette
 from datasette.utils import sqlite3
-from datasette_secrets import service, store
+from datasette_secrets import schema
+from datasette_secrets.instance import get_instance
 
 source, key, folder = sys.argv[1:]
 statements = 0
@@ -291,7 +292,7 @@ def migrate(path):
         internal=path,
         config={"plugins": {"datasette-secrets": {"encryption-key": key}}},
     )
-    asyncio.run(store.migrate(service.vault(datasette).db))
+    asyncio.run(schema.migrate(get_instance(datasette).db))
     datasette.close()
 
 last = 0
@@ -470,11 +471,11 @@ async def test_a_table_that_cannot_be_migrated_is_read_as_it_is(
     with pytest.raises(NeedsUpgrade):
         await get_secret(datasette, "A")
     assert await get_secret(datasette, "B") is None
-    report = await rotation.upgrade(datasette, dry_run=True)
+    report = await upgrade.upgrade(datasette, dry_run=True)
     assert report.found == [("A", 1), ("A", 1)]
     assert [problem.code for problem in report.problems] == ["cannot-upgrade"]
     with pytest.raises(DatabaseUnavailable, match="read-only"):
-        await rotation.upgrade(datasette)
+        await upgrade.upgrade(datasette)
     assert Path(path).read_bytes() == content
 
 
@@ -490,7 +491,7 @@ async def test_an_immutable_table_that_0_x_made_is_read_as_it_is(
     with pytest.raises(NeedsUpgrade):
         await get_secret(datasette, "A")
     with pytest.raises(DatabaseUnavailable, match="immutable"):
-        await rotation.upgrade(datasette)
+        await upgrade.upgrade(datasette)
     assert Path(path).read_bytes() == content
 
 

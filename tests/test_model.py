@@ -36,6 +36,7 @@ from datasette_secrets import (
     set_secret,
     store,
 )
+from datasette_secrets.instance import get_instance
 
 T = TypeVar("T")
 NAMES = ("A", "B", "a")
@@ -347,7 +348,7 @@ class Secrets(RuleBasedStateMachine):
             len(each.values) - len(each.destroyed) for each in self.model.values()
         )
         for name, model in self.model.items():
-            history = self.run(store.history(service.vault(self.datasette).db, name))
+            history = self.run(store.history(get_instance(self.datasette).db, name))
             assert [each.version for each in history] == list(
                 range(model.newest, 0, -1)
             )

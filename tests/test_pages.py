@@ -18,7 +18,8 @@ from datasette.plugins import pm
 
 from datasette_secrets import Secret, delete_secret, get_secret, set_secret
 from datasette_secrets.envelope import generate_master_key
-from datasette_secrets.service import STATES, destroy_versions, find_secret
+from datasette_secrets.listing import STATES, find_secret
+from datasette_secrets.service import destroy_versions
 
 VALUE = "sk-live-4f9c0d1e"
 

@@ -17,7 +17,7 @@ from datasette.tokens import TokenRestrictions
 from datasette.utils.asgi import Request
 
 from datasette_secrets import set_secret
-from datasette_secrets.rotation import Upgrade
+from datasette_secrets.upgrade import Upgrade
 
 # Routes and methods. A form post that succeeds redirects; JSON says 200.
 

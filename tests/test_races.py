@@ -22,11 +22,13 @@ from support import decoder
 from datasette_secrets import (
     envelope,
     get_secret,
-    reports,
     rotation,
     service,
     set_secret,
+    upgrade,
 )
+from datasette_secrets.cli import output
+from datasette_secrets.instance import get_instance
 
 
 def alter(path: str, *statements: str) -> None:
@@ -110,7 +112,7 @@ async def test_a_row_of_0x_that_somebody_else_changed_meanwhile_is_upgraded_late
 ) -> None:
     put_tokens(internal, master_key, "A", "B", "C")
     lose_updates(internal, "encrypted", times=1)
-    report = await rotation.upgrade(datasette)
+    report = await upgrade.upgrade(datasette)
     assert (report.changed, report.complete, report.problems) == (3, True, [])
     assert await get_secret(datasette, "B") == "value of B"
 
@@ -121,7 +123,7 @@ async def test_an_upgrade_that_cannot_finish_ends_and_names_what_it_left(
 ) -> None:
     put_tokens(internal, master_key, "A", "B", "C")
     lose_updates(internal, "encrypted", times=1_000, name=name)
-    report = await rotation.upgrade(datasette)
+    report = await upgrade.upgrade(datasette)
     assert (report.changed, report.complete, report.dry_run) == (2, False, False)
     [problem] = report.problems
     assert (problem.name, problem.version) == (name, 1)
@@ -158,7 +160,7 @@ async def test_a_problem_says_what_is_wrong_and_which_command_deals_with_it(
     for name, problem in found.items():
         assert problem.message.startswith(f"{name} version 1 ")
 
-    [problem] = (await rotation.upgrade(rotating)).problems
+    [problem] = (await upgrade.upgrade(rotating)).problems
     assert (problem.name, problem.code) == ("OLD", "cannot-upgrade")
     assert problem.message.startswith("OLD version 1 ")
     assert problem.remedy == (
@@ -197,7 +199,7 @@ async def test_what_may_remain_in_a_named_database_is_said_unless_it_is_rewritte
     put_tokens(path, master_key, "OLD")
     old = next(row["encrypted"] for row in decoder.rows(path) if row["name"] == "OLD")
     for done in (
-        await rotation.upgrade(datasette, vacuum=vacuum),
+        await upgrade.upgrade(datasette, vacuum=vacuum),
         await rotation.rotate(datasette, vacuum=vacuum),
     ):
         assert done.clean_up is not None
@@ -213,7 +215,7 @@ async def test_an_upgrade_of_a_named_database_says_by_default_what_may_remain(
     alter(path, "create table t (a)")
     datasette = make_datasette(master_key, database="named", files=[path])
     await set_secret(datasette, "A", "value of A")
-    report = await rotation.upgrade(datasette)
+    report = await upgrade.upgrade(datasette)
     assert report.clean_up is not None
     assert report.clean_up.remains
 
@@ -250,7 +252,7 @@ async def test_a_row_of_0x_between_others_that_no_key_opens_is_named_once(
     put_tokens(internal, master_key, "A")
     put_tokens(internal, Fernet.generate_key().decode(), "B")
     put_tokens(internal, master_key, "C")
-    report = await rotation.upgrade(datasette)
+    report = await upgrade.upgrade(datasette)
     assert report.changed == 2
     assert [(each.name, each.code) for each in report.problems] == [
         ("B", "cannot-upgrade")
@@ -261,9 +263,9 @@ async def test_a_row_that_was_not_on_the_list_is_left_and_named(
     datasette: Datasette, internal: str, master_key: str
 ) -> None:
     put_tokens(internal, master_key, "A")
-    listed = await rotation.upgrade(datasette, dry_run=True)
+    listed = await upgrade.upgrade(datasette, dry_run=True)
     put_tokens(internal, master_key, "PLANTED")
-    report = await rotation.upgrade(datasette, only=listed.offered)
+    report = await upgrade.upgrade(datasette, only=listed.offered)
     [problem] = report.problems
     assert (problem.name, problem.version) == ("PLANTED", 1)
     assert (problem.code, problem.remedy) == (
@@ -347,7 +349,7 @@ async def test_a_row_of_0x_that_names_the_primary_key_stops_a_rotation_and_is_na
     rotating: Datasette, internal: str, master_key: str, new_data_keys: bool
 ) -> None:
     put_tokens(internal, master_key, "D")
-    primary = service.vault(rotating).settings.require_ring().primary.id
+    primary = get_instance(rotating).settings.require_ring().primary.id
     alter(
         internal,
         f"update datasette_secrets set encryption_key_name = '{primary}' where name = 'D'",
@@ -441,7 +443,7 @@ async def test_what_turns_up_after_the_rows_were_changed_does_not_say_nothing_wa
         rotating, progress=after_step(1, planted, path=internal)
     )
     assert ([each.name for each in report.problems], report.complete) == (["L"], False)
-    reports.print_rotation(service.vault(rotating), report)
+    output.print_rotation(get_instance(rotating), report)
     assert "Re-wrapped 3 versions" in capsys.readouterr().out
 
 

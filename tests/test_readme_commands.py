@@ -16,7 +16,7 @@ from click.shell_completion import BashComplete
 from support.console import DATASETTE, Console
 
 from datasette_secrets import envelope
-from datasette_secrets.group import secrets
+from datasette_secrets.cli import secrets
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -151,7 +151,8 @@ def test_datasette_help_loads_no_command_and_nothing_behind_them() -> None:
     assert set(ours.split()) == {
         "datasette_secrets",
         "datasette_secrets.errors",
-        "datasette_secrets.group",
+        "datasette_secrets.cli",
+        "datasette_secrets.cli.arguments",
         "datasette_secrets.registry",
     }
     assert theirs == ""

@@ -12,12 +12,12 @@ from datasette.app import Datasette
 
 from datasette_secrets import (
     CannotOpen,
+    database,
     envelope,
     get_secret,
     rotation,
     service,
     set_secret,
-    store,
 )
 
 OLD, NEW, OTHER = (envelope.generate_master_key() for _ in range(3))
@@ -306,7 +306,7 @@ async def test_nothing_of_old_wraps_is_left_in_the_files(
     old.close()
     both = await started(make_datasette, NEW, OLD)
     report = await rotation.rotate(both)
-    assert report.clean_up == store.CleanUp(vacuumed=True, log_emptied=True)
+    assert report.clean_up == database.CleanUp(vacuumed=True, log_emptied=True)
     both.close()
     with open(internal, "rb") as file:
         content = file.read()

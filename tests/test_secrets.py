@@ -27,11 +27,14 @@ from datasette_secrets import (
     envelope,
     get_secret,
     get_secrets,
+    listing,
     restore_secret,
+    schema,
     service,
     set_secret,
     store,
 )
+from datasette_secrets.instance import get_instance
 
 NAME = "OPENAI_API_KEY"
 
@@ -111,7 +114,7 @@ async def test_a_master_key_is_never_handed_out(
         "HEX",
     ):
         assert (await get_secret(datasette, name) is None) is True
-        assert name not in {each.name for each in await service.list_secrets(datasette)}
+        assert name not in {each.name for each in await listing.list_secrets(datasette)}
     for name in ("ENCRYPTION_KEY", "encryption_key", "YEAR"):
         with pytest.raises(InvalidSecret, match="reserved"):
             await set_secret(datasette, name, "a value")
@@ -320,10 +323,10 @@ async def test_a_planted_number_at_the_limit_leaves_room_for_new_values(
     datasette: Datasette, internal: str
 ) -> None:
     await set_secret(datasette, NAME, "a value")
-    alter(internal, f"update datasette_secrets set version = {store.VERSION_MAX}")
+    alter(internal, f"update datasette_secrets set version = {schema.VERSION_MAX}")
     for _ in range(2):
         version = await set_secret(datasette, NAME, "a new value")
-        assert version <= store.VERSION_MAX
+        assert version <= schema.VERSION_MAX
         assert await get_secret(datasette, NAME) == "a new value"
 
 
@@ -380,7 +383,7 @@ async def test_every_kind_of_internal_database_and_of_threading(
     await datasette.invoke_startup()
     await set_secret(datasette, NAME, "a value")
     assert await get_secret(datasette, NAME, "ann") == "a value"
-    [version] = await store.history(service.vault(datasette).db, NAME)
+    [version] = await store.history(get_instance(datasette).db, NAME)
     assert version.last_used_by == "ann"
 
 

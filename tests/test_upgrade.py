@@ -35,7 +35,9 @@ from datasette_secrets import (
     service,
     set_secret,
     store,
+    upgrade,
 )
+from datasette_secrets.instance import get_instance
 
 WHEEL = os.environ.get("WHEEL", "")  # set by scripts/dependents.py
 OLD, NEW, OTHER = (envelope.generate_master_key() for _ in range(3))
@@ -97,7 +99,7 @@ async def test_every_value_is_the_same_after_upgrade_and_rotation_and_without_th
 ) -> None:
     write_values(internal)
     datasette = await start(make_datasette, OLD)
-    report = await rotation.upgrade(datasette)
+    report = await upgrade.upgrade(datasette)
     assert report.complete
     assert report.changed == len(VALUES)
     assert await differing(datasette, VALUES) == []
@@ -122,7 +124,7 @@ async def test_upgrade_seals_under_a_new_primary_key_with_the_old_one_in_the_rin
         [zero.token(OTHER, VALUES["UNICODE"])],
     )
     datasette = await start(make_datasette, NEW, OLD, OTHER)
-    assert (await rotation.upgrade(datasette)).complete
+    assert (await upgrade.upgrade(datasette)).complete
     assert set(select(internal, "encryption_key_name, envelope_version")) == {
         (NEW_ID, 1)
     }
@@ -147,7 +149,7 @@ async def test_upgrade_changes_nothing_of_a_row_but_its_envelope(
     others = zero.COLUMNS.replace("encryption_key_name, ", "")
     before = select(internal, others)
     datasette = await start(make_datasette, OLD)
-    await rotation.upgrade(datasette)
+    await upgrade.upgrade(datasette)
 
     assert select(internal, others) == before
     assert await get_secret(datasette, "ORDINARY") is None
@@ -163,9 +165,9 @@ async def test_the_version_that_0_x_served_is_the_one_that_counts(
         internal, [("A", version, zero.token(OLD, value)) for value, version in order]
     )
     datasette = await start(make_datasette, OLD)
-    assert (await rotation.upgrade(datasette)).complete
+    assert (await upgrade.upgrade(datasette)).complete
     assert await get_secret(datasette, "A") == "3, served"
-    newest = (await store.history(service.vault(datasette).db, "A"))[0]
+    newest = (await store.history(get_instance(datasette).db, "A"))[0]
     for version in range(1, newest.version + 1):
         await service.roll_back(datasette, "A", version)
     assert await get_secret(datasette, "A") == "3, served"
@@ -194,7 +196,7 @@ async def test_what_does_not_open_is_named_and_left_and_the_rest_brought_in(
     ]
     datasette = await start(make_datasette, OLD)
 
-    report = await rotation.upgrade(datasette)
+    report = await upgrade.upgrade(datasette)
 
     assert not report.complete
     assert report.changed == len(VALUES)
@@ -215,7 +217,7 @@ async def test_a_token_that_sqlite_holds_as_text_is_brought_in(
 ) -> None:
     zero.write(internal, [("A", 1, zero.token(OLD, "a").decode())])
     datasette = await start(make_datasette, OLD)
-    assert (await rotation.upgrade(datasette)).complete
+    assert (await upgrade.upgrade(datasette)).complete
     assert await get_secret(datasette, "A") == "a"
 
 
@@ -224,7 +226,7 @@ async def test_the_wrong_key_changes_nothing(
 ) -> None:
     write_values(internal)
     before = select(internal, f"{zero.COLUMNS}, encrypted")
-    report = await rotation.upgrade(await start(make_datasette, NEW))
+    report = await upgrade.upgrade(await start(make_datasette, NEW))
     assert (report.changed, len(report.problems)) == (0, len(VALUES))
     assert select(internal, f"{zero.COLUMNS}, encrypted") == before
 
@@ -239,7 +241,7 @@ async def test_a_dry_run_names_everything_and_changes_no_byte(
 
     # As the shell does it: nothing is started.
     datasette = make_datasette(OLD, database="named", files=[path])
-    report = await rotation.upgrade(datasette, dry_run=True)
+    report = await upgrade.upgrade(datasette, dry_run=True)
 
     assert report.found == [(name, 1) for name in [*VALUES, "BAD"]]
     assert [problem.name for problem in report.problems] == ["BAD"]
@@ -252,9 +254,9 @@ async def test_upgrade_run_again_finds_nothing_and_changes_nothing(
 ) -> None:
     write_values(internal)
     datasette = await start(make_datasette, OLD)
-    await rotation.upgrade(datasette)
+    await upgrade.upgrade(datasette)
     before = select(internal, "*")
-    report = await rotation.upgrade(datasette)
+    report = await upgrade.upgrade(datasette)
     assert (report.found, report.changed, report.complete) == ([], 0, True)
     assert select(internal, "*") == before
 
@@ -275,7 +277,7 @@ async def test_no_token_is_left_in_the_files_after_upgrade(
         conn.execute("delete from datasette_secrets where name = 'GONE'")
     conn.close()
 
-    report = await rotation.upgrade(await start(make_datasette, OLD))
+    report = await upgrade.upgrade(await start(make_datasette, OLD))
 
     assert report.clean_up and report.clean_up.remains is None
     for file in Path(internal).parent.glob("internal.db*"):
@@ -287,14 +289,14 @@ async def test_what_was_put_there_after_the_list_was_read_is_left_and_named(
 ) -> None:
     write_values(internal)
     datasette = await start(make_datasette, OLD)
-    listed = await rotation.upgrade(datasette, dry_run=True)
+    listed = await upgrade.upgrade(datasette, dry_run=True)
     zero.write(internal, [("PLANTED", 1, zero.token(OLD, "planted"))])
     alter(
         internal,
         "update datasette_secrets set encrypted = ? where name = 'ORDINARY'",
         [zero.token(OLD, "another value")],
     )
-    report = await rotation.upgrade(datasette, only=listed.offered)
+    report = await upgrade.upgrade(datasette, only=listed.offered)
     assert report.digest != listed.digest
     assert not report.complete
     assert {each.name for each in report.problems} == {"PLANTED", "ORDINARY"}
@@ -323,9 +325,9 @@ async def test_an_upgrade_that_changed_something_is_announced_once(
     pm.register(events)
     try:
         datasette = await start(make_datasette, OLD)
-        await rotation.upgrade(datasette, dry_run=True)
-        await rotation.upgrade(datasette, actor_id="ann")
-        await rotation.upgrade(datasette, actor_id="ann")
+        await upgrade.upgrade(datasette, dry_run=True)
+        await upgrade.upgrade(datasette, actor_id="ann")
+        await upgrade.upgrade(datasette, actor_id="ann")
     finally:
         pm.unregister(events)
     [event] = events.heard
@@ -340,7 +342,7 @@ async def test_upgrade_works_in_batches_of_any_size(
         write_values(internal)
         datasette = await start(make_datasette, OLD)
         steps: list[int] = []
-        report = await rotation.upgrade(
+        report = await upgrade.upgrade(
             datasette, batch_size=size, progress=steps.append
         )
         assert report.complete
@@ -361,7 +363,7 @@ async def test_a_row_that_0_x_writes_meanwhile_is_brought_in_too(
             token = zero.token(OLD, str(version))
             zero.write(internal, [("ORDINARY", version, token)])
 
-    report = await rotation.upgrade(datasette, batch_size=2, progress=write)
+    report = await upgrade.upgrade(datasette, batch_size=2, progress=write)
     assert report.complete
     assert report.changed == len(report.found) == len(VALUES) + 3
     assert await get_secret(datasette, "ORDINARY") == "4"
@@ -372,8 +374,8 @@ async def test_a_row_that_changed_since_it_was_read_is_not_written(
 ) -> None:
     write_values(internal)
     datasette = await start(make_datasette, OLD)
-    db = service.vault(datasette).db
-    ring = service.vault(datasette).settings.require_ring()
+    db = get_instance(datasette).db
+    ring = get_instance(datasette).settings.require_ring()
     [row, *_] = await store.rows_from(db, 0, 10)
     sealed = envelope.upgrade(ring, row.name, row.version, row.encrypted)
     for change in (
@@ -400,10 +402,10 @@ KILLED = """
 import asyncio, os, signal, sys
 from datasette.app import Datasette
 from datasette.utils import sqlite3
-from datasette_secrets import envelope, legacy, rotation
+from datasette_secrets import envelope, fernet, upgrade as upgrading
 
 source, key, folder = sys.argv[1:]
-legacy.require_fernet()
+fernet.require_fernet()
 statements = last = 0
 connect = sqlite3.connect
 
@@ -425,7 +427,7 @@ def upgrade(path):
         internal=path,
         config={"plugins": {"datasette-secrets": {"encryption-key": key}}},
     )
-    asyncio.run(rotation.upgrade(datasette, batch_size=3))
+    asyncio.run(upgrading.upgrade(datasette, batch_size=3))
     datasette.close()
 
 while True:
@@ -461,7 +463,7 @@ async def test_an_upgrade_killed_anywhere_loses_nothing_and_is_finished_later(
     assert len(killed) > 10
     for path in killed:
         datasette = make_datasette(OLD, internal=str(path))
-        report = await rotation.upgrade(datasette)
+        report = await upgrade.upgrade(datasette)
         assert report.complete
         assert report.clean_up and report.clean_up.remains is None
         assert await differing(datasette, VALUES) == []
@@ -490,7 +492,7 @@ async def test_a_token_planted_after_the_upgrade_opens_nowhere_and_rotate_launde
 ) -> None:
     write_values(internal)
     datasette = await start(make_datasette, OLD)
-    assert (await rotation.upgrade(datasette)).complete
+    assert (await upgrade.upgrade(datasette)).complete
     conn = sqlite3.connect(internal)
     with conn:
         conn.execute(planting, {"token": zero.token(OLD, "planted")})
@@ -528,7 +530,7 @@ async def test_without_the_extra_upgrade_says_what_to_install_and_changes_nothin
         with pytest.raises(
             SecretsError, match=r"install 'datasette-secrets\[fernet\]'"
         ):
-            await rotation.upgrade(datasette, dry_run=dry_run)
+            await upgrade.upgrade(datasette, dry_run=dry_run)
     assert select(internal, f"{zero.COLUMNS}, encrypted") == before
 
 
@@ -538,7 +540,7 @@ async def test_without_anything_to_bring_in_the_extra_is_not_needed(
     for module in ("cryptography", "cryptography.fernet"):
         monkeypatch.setitem(sys.modules, module, None)
     await set_secret(datasette, "A", "a")
-    assert (await rotation.upgrade(datasette)).complete
+    assert (await upgrade.upgrade(datasette)).complete
 
 
 @pytest.mark.parametrize("value", [b"\xff not to be seen", b"not to be seen"])
@@ -671,7 +673,7 @@ async def test_what_a_real_release_of_0_x_stored_is_brought_in(
     before = select(internal, zero.COLUMNS)
 
     datasette = await start(make_datasette, OLD)
-    report = await rotation.upgrade(datasette, batch_size=50)
+    report = await upgrade.upgrade(datasette, batch_size=50)
     assert report.complete
     assert (report.changed, len(report.found)) == (301, 301)
     others = zero.COLUMNS.replace("encryption_key_name, ", "")

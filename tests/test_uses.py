@@ -14,7 +14,8 @@ import pytest
 from conftest import MakeDatasette
 from datasette.app import Datasette
 
-from datasette_secrets import get_secret, service, set_secret
+from datasette_secrets import get_secret, set_secret, store
+from datasette_secrets.instance import get_instance, stop
 
 NAME = "OPENAI_API_KEY"
 
@@ -166,7 +167,7 @@ async def test_many_actors_one_after_another_are_spaced_out(
     seconds = time.monotonic() - begun
     # A burst of ten each second at most, and otherwise one every 40 ms.
     assert write_transactions(internal) - before <= 10 * (seconds + 1) + seconds / 0.04
-    await service.stop(datasette)  # the last may still wait, on a slow machine
+    await stop(datasette)  # the last may still wait, on a slow machine
     assert used(internal)[1] == "actor59"
 
 
@@ -204,15 +205,13 @@ async def test_a_later_use_by_another_process_stays(
     datasette: Datasette, internal: str, locked: sqlite3.Connection
 ) -> None:
     await set_secret(datasette, NAME, "a value")
-    recorder = service.vault(datasette).uses
-    row = await service.vault(datasette).reader.newest_version(NAME)
+    recorder = get_instance(datasette).last_used
+    row = await store.newest_version(get_instance(datasette).reader, NAME)
     assert row is not None
     locked.execute(
         "update datasette_secrets set last_used_at = datetime('now'), last_used_by = 'ben'"
     )
-    from datasette_secrets.store import Use
-
-    await recorder.write([Use(row.id, "2020-01-01 00:00:00", "ann")])
+    await recorder.write([store.Use(row.id, "2020-01-01 00:00:00", "ann")])
     assert used(internal)[1] == "ben"
 
 
@@ -239,7 +238,7 @@ async def test_what_waits_is_written_when_the_server_stops(
     locked.execute("begin immediate")
     await get_secret(datasette, NAME, "ann")
     locked.execute("commit")
-    await service.stop(datasette)
+    await stop(datasette)
     assert used(internal)[1] == "ann"
 
 
@@ -255,7 +254,7 @@ async def test_a_server_that_stops_waits_for_what_is_being_written(
     db = datasette.get_internal_database()
     await db.execute_write_fn(occupy_the_write_thread, block=False, transaction=False)
     await get_secret(datasette, NAME, "ann")
-    stopping = asyncio.create_task(service.stop(datasette))
+    stopping = asyncio.create_task(stop(datasette))
     for _ in range(5):
         await asyncio.sleep(0)
     assert not stopping.done()
@@ -267,7 +266,7 @@ async def test_a_server_that_stops_waits_for_what_is_being_written(
 async def test_the_open_connection_only_reads(datasette: Datasette) -> None:
     await set_secret(datasette, NAME, "a value")
     await get_secret(datasette, NAME)
-    conn = service.vault(datasette).reader._conn
+    conn = get_instance(datasette).reader._conn
     assert conn is not None
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         conn.execute("delete from datasette_secrets")

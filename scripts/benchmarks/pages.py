@@ -23,9 +23,10 @@ from pathlib import Path
 
 from datasette.app import Datasette
 
-from datasette_secrets import service, set_secret
+from datasette_secrets import set_secret
 from datasette_secrets.envelope import generate_master_key
-from datasette_secrets.views import PAGE_SIZE
+from datasette_secrets.instance import get_instance
+from datasette_secrets.web.secrets import PAGE_SIZE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -129,7 +130,7 @@ def main() -> None:
             ratio = medians[ours] / medians[theirs]
             print(f"{ours:28} {medians[ours]:7.1f} ms")
             print(f"{theirs:28} {medians[theirs]:7.1f} ms   ratio {ratio:.2f}")
-        service.vault(datasette).db.close()
+        get_instance(datasette).db.close()
         datasette.close()
 
 

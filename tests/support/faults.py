@@ -40,7 +40,9 @@ from datasette_secrets import (
     service,
     set_secret,
     store,
+    upgrade,
 )
+from datasette_secrets.instance import get_instance
 
 KILLS = {"kill-before": 1, "kill-after": 2, "kill-torn": 3}
 ERRORS = {"io-error": 4, "disk-full": 5}
@@ -129,8 +131,8 @@ async def migrate(datasette: Datasette) -> None:
     await datasette.invoke_startup()
 
 
-async def upgrade(datasette: Datasette) -> None:
-    await rotation.upgrade(datasette, batch_size=2)
+async def upgrade_all(datasette: Datasette) -> None:
+    await upgrade.upgrade(datasette, batch_size=2)
 
 
 async def import_(datasette: Datasette) -> None:
@@ -145,7 +147,7 @@ async def import_(datasette: Datasette) -> None:
 async def careless(datasette: Datasette) -> None:
     """Re-wraps in two transactions: what this program has to find."""
     db = datasette.get_internal_database()
-    place = service.vault(datasette)
+    place = get_instance(datasette)
     ring = place.settings.require_ring()
     for row in await store.rows_from(place.db, 0, 100):
         rewrapped_key = envelope.rewrap(ring, row.name, row.version, row)
@@ -207,7 +209,7 @@ OPERATIONS = {
         },
     ),
     "migrate": Operation(migrate, renumbered, from_0x=True, is_whole=False),
-    "upgrade": Operation(upgrade, renumbered, from_0x=True, is_whole=False),
+    "upgrade": Operation(upgrade_all, renumbered, from_0x=True, is_whole=False),
 }
 
 
@@ -302,13 +304,13 @@ def finished(operation: Operation, path: str) -> list[str]:
     rows = decoder.rows(path)
     files = b"".join(file.read_bytes() for file in Path(path).parent.iterdir())
     wrong = []
-    if operation.run in (rotate, rotate_new_data_keys, upgrade):
+    if operation.run in (rotate, rotate_new_data_keys, upgrade_all):
         primary = decoder.key_id(decoder.master_key(NEW_KEY))
         for row in rows:
             if row["wrapped_key"] and row["encryption_key_name"] != primary:
                 wrong.append("a row is under another key")
     gone = pickle.loads(Path(path).parents[1].joinpath("blobs").read_bytes())  # noqa: S301  # our own
-    if operation.run in (destroy, rotate, rotate_new_data_keys, upgrade):
+    if operation.run in (destroy, rotate, rotate_new_data_keys, upgrade_all):
         kept = {cell for row in rows for cell in row.values()}
         for blob in gone:
             if blob not in kept and blob[:40] in files:

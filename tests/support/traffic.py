@@ -31,10 +31,11 @@ from datasette_secrets import (
     get_secret,
     restore_secret,
     rotation,
-    service,
+    schema,
     set_secret,
     store,
 )
+from datasette_secrets.instance import get_instance
 
 NAME = "SECRET"
 NAMES = [f"SECRET_{number}" for number in range(4)]
@@ -96,12 +97,12 @@ async def compete(datasette: Datasette, job: dict[str, Any]) -> dict[str, Any]:
 
 
 async def newest(datasette: Datasette) -> int:
-    found = await store.history(service.vault(datasette).db, NAME)
+    found = await store.history(get_instance(datasette).db, NAME)
     return found[0].version if found else 0
 
 
 async def migrate(datasette: Datasette, job: dict[str, Any]) -> dict[str, Any]:
-    await store.ensure_migrated(service.vault(datasette).db)
+    await schema.ensure_migrated(get_instance(datasette).db)
     return {"legacy": (await rotation.census(datasette)).legacy}
 
 

@@ -28,7 +28,7 @@ _PAUSE_SECONDS = 0.5
 _PENDING_MAX = 10_000
 
 
-class UseRecorder:
+class LastUsedRecorder:
     """Writes the uses of one database's secrets, for any number of event loops."""
 
     def __init__(self, db: Database) -> None:
@@ -53,7 +53,7 @@ class UseRecorder:
         """Whether this use would change nothing.
 
         The row just read must carry this second: the memory of having written it
-        speaks of no other row that has taken its place.
+        speaks of no other row that has taken its instance.
         """
         now = self.now()
         return (
@@ -109,7 +109,7 @@ class _Queue:
     and an idle queue refers to no loop.
     """
 
-    def __init__(self, recorder: UseRecorder) -> None:
+    def __init__(self, recorder: LastUsedRecorder) -> None:
         self._write = recorder.write
         # Of an actor's uses of a row the latest is enough.
         self._pending: dict[tuple[int, str | None], store.Use] = {}

@@ -1,17 +1,19 @@
-"""Checks at start, warns of what is unfortunate, and locks the table against everybody else."""
+"""What is wrong with keys and database and what to do about it: at start, in status, on pages."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from datasette.permissions import PermissionSQL
-from datasette.resources import DatabaseResource, TableResource
+from datasette.resources import DatabaseResource
 from datasette.utils import StartupError
 
-from . import config, envelope, service, store
-from .errors import DatabaseUnavailable, SecretsError, plain
+from . import config, envelope, rotation, schema, store
+from .errors import DatabaseUnavailable, SecretsError, printable
+from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -24,22 +26,22 @@ async def start(datasette: Datasette) -> None:
     What is merely unfortunate is said on stderr.
     """
     try:
-        place = service.vault(datasette)
+        instance = get_instance(datasette)
     except SecretsError as error:
         raise StartupError(str(error)) from None
-    if place.settings.ring is None:
-        _warn(place.settings.missing)
-    elif place.db.is_mutable:
+    if instance.settings.ring is None:
+        _warn(instance.settings.missing)
+    elif instance.db.is_mutable:
         try:
-            await store.ensure_migrated(place.db)
+            await schema.ensure_migrated(instance.db)
         except DatabaseUnavailable as error:
             _warn(f"{error}; secrets can be read, and not changed")
     else:
         _warn("the database of the secrets is immutable: they can be read, not changed")
     try:
-        for warning in _needs(place, await store.key_counts(place.db)):
+        for warning in _needs(instance, await store.key_counts(instance.db)):
             _warn(warning)
-        for warning in await store.what_others_made(place.db):
+        for warning in await schema.what_others_made(instance.db):
             _warn(warning)
     except DatabaseUnavailable as error:
         _warn(str(error))
@@ -47,9 +49,9 @@ async def start(datasette: Datasette) -> None:
         _warn(warning)
 
 
-def _needs(place: service.Vault, counts: list[store.KeyCount]) -> list[str]:
+def _needs(instance: Instance, counts: list[store.KeyCount]) -> list[str]:
     """What has to be done before all that is stored can be read."""
-    ring = place.settings.ring
+    ring = instance.settings.ring
     needs = [
         f"{count.versions} stored versions need master key {count.key_id}, which is not "
         "configured: add it to encryption-key"
@@ -78,72 +80,25 @@ def _needs(place: service.Vault, counts: list[store.KeyCount]) -> list[str]:
 
 def _warn(sentence: str) -> None:
     """One line, whatever a row or a trigger is called."""
-    print(f"{config.PLUGIN}: {plain(sentence)}", file=sys.stderr)
-
-
-def table_lock(datasette: Datasette, action: str) -> list[PermissionSQL]:
-    """Rules that nobody, root included, may do `action` to the table of secrets.
-
-    They cover every action on tables, of other plugins too, wherever the table can be
-    browsed. The internal database has no table pages, unless its file is served as well.
-    """
-    known = datasette.actions.get(action)
-    if (
-        known is None
-        or known.resource_class is None
-        or not issubclass(known.resource_class, TableResource)
-    ):
-        return []
-    # Datasette binds the parameters of all rules together, so each has a name of its own.
-    parameters = {
-        f"datasette_secrets_database{number or ''}": name
-        for number, name in enumerate(config.exposed_names(datasette))
-    }
-    return [
-        PermissionSQL(
-            sql=(
-                f"select :{parameter} as parent, 'datasette_secrets' as child, "
-                "0 as allow, 'only datasette-secrets touches this table' as reason"
-            ),
-            params={parameter: name},
-        )
-        for parameter, name in parameters.items()
-    ]
-
-
-def write_lock(datasette: Datasette, database: str, request: object) -> Any:
-    """A wrapper of Datasette's own writes that keeps them away from the table of secrets.
-
-    `table_lock` forbids them already; but before Datasette 1.0a39 its API to create a
-    table asks for permissions on the database alone, and then inserts into one that is
-    there. The writes of this plugin come with no request.
-    """
-    if request is None or database not in config.exposed_names(datasette):
-        return None
-
-    def out_of_reach(conn: Any) -> Any:
-        with store.table_out_of_reach(conn):
-            yield
-
-    return out_of_reach
+    print(f"{config.PLUGIN}: {printable(sentence)}", file=sys.stderr)
 
 
 async def exposure(datasette: Datasette) -> list[str]:
     """Warnings about who can read the rows by SQL, or download the file they are in."""
-    place = service.vault(datasette)
+    instance = get_instance(datasette)
     return [
         warning
         for name in config.exposed_names(datasette)
-        for warning in await _exposure(datasette, place, name)
+        for warning in await _exposure(datasette, instance, name)
     ]
 
 
-async def _exposure(datasette: Datasette, place: service.Vault, name: str) -> list[str]:
+async def _exposure(datasette: Datasette, instance: Instance, name: str) -> list[str]:
     doors = [("execute-sql", name, "run SQL in")]
     if datasette.crossdb:
         doors.append(("execute-sql", "_memory", "run SQL across databases, and so in"))
     # Datasette offers a file for download only while nothing can write to it.
-    if not place.db.is_mutable and datasette.setting("allow_download"):
+    if not instance.db.is_mutable and datasette.setting("allow_download"):
         doors.append(("view-database-download", name, "download"))
     warnings = []
     for action, database, can in doors:
@@ -163,10 +118,10 @@ async def _exposure(datasette: Datasette, place: service.Vault, name: str) -> li
     return warnings
 
 
-def why_read_only(place: service.Vault) -> str:
+def why_read_only(instance: Instance) -> str:
     """Why the database cannot be changed, in one sentence; empty while it can."""
-    path = place.db.path
-    if not place.db.is_mutable:
+    path = instance.db.path
+    if not instance.db.is_mutable:
         return (
             "The database of the secrets is immutable: they can be read, not changed."
         )
@@ -176,3 +131,63 @@ def why_read_only(place: service.Vault) -> str:
             "read, not changed. Correct the permissions of the file and its folder."
         )
     return ""
+
+
+@dataclass(frozen=True)
+class KeyRow:
+    """A master key, and how many versions it wraps."""
+
+    key_id: str
+    source: str
+    is_primary: bool
+    is_configured: bool
+    is_removable: bool
+    versions: int
+
+
+def key_rows(census: rotation.Census, sources: Mapping[str, str]) -> list[KeyRow]:
+    """The keys of the ring, newest first, then those that rows need and it lacks."""
+    return [
+        KeyRow(
+            key_id=key_id,
+            source=sources.get(key_id, ""),
+            is_primary=key_id == census.primary,
+            is_configured=key_id in census.ring,
+            is_removable=key_id in census.removable,
+            versions=census.counts.get(key_id, 0),
+        )
+        for key_id in (*census.ring, *census.missing)
+    ]
+
+
+def what_is_wrong(
+    instance: Instance, census: rotation.Census, made_by_others: list[str]
+) -> list[dict[str, str]]:
+    problems = [("made-by-others", sentence) for sentence in made_by_others]
+    if instance.settings.ring is None:
+        problems.append(("not-configured", instance.settings.missing))
+    for key_id in census.missing:
+        versions = count_versions(census.counts[key_id])
+        verb = "needs" if census.counts[key_id] == 1 else "need"
+        problems.append(
+            (
+                "unknown-master-key",
+                f"{versions} {verb} master key {key_id}, which is not configured: add "
+                "it to encryption-key, or see what 'datasette secrets verify' says",
+            )
+        )
+    if census.legacy:
+        versions = count_versions(census.legacy)
+        problems.append(
+            (
+                "needs-upgrade",
+                f"datasette-secrets 0.x stored {versions}: run "
+                "'datasette secrets upgrade'",
+            )
+        )
+    return [{"code": code, "message": message} for code, message in problems]
+
+
+def count_versions(number: int) -> str:
+    """`1 version`, `2 versions`."""
+    return f"{number:,} version{'' if number == 1 else 's'}"

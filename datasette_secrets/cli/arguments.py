@@ -1,11 +1,11 @@
-"""The group `datasette secrets`, whose commands are loaded when one is asked for.
+"""Arguments of the commands, and errors that do not repeat what was typed.
 
-What was typed is not repeated when it cannot be understood: that may be a value, typed by
-mistake, and errors end up in logs. Every `datasette` command loads this module, so it
-imports nothing but Click.
+What was typed may be a value, by mistake, and errors end up in logs.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
@@ -31,7 +31,7 @@ _DISCREET = (
 )
 
 
-def _discreet(
+def discreet(
     error: click.UsageError, otherwise: str, ctx: click.Context
 ) -> click.UsageError:
     """The error without what was typed; `otherwise` says what Click has no class for."""
@@ -57,43 +57,33 @@ class Command(click.Command):
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             ctx.close()  # files that were opened for options, which Click leaves open here
-            raise _discreet(error, "There are too many arguments", ctx) from None
+            raise discreet(error, "There are too many arguments", ctx) from None
 
 
-class _Group(Command, click.Group):
-    command_class = Command
+class Misuse(click.ClickException):
+    """A command line that cannot be meant: exit code 2, one sentence."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        self._load()
-        return super().list_commands(ctx)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        self._load()
-        return super().get_command(ctx, cmd_name)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            raise _discreet(error, "No such command", ctx) from None
-
-    def _load(self) -> None:
-        from importlib import import_module
-
-        # By name, as this module lies below it: `cli` puts its commands in here.
-        import_module("datasette_secrets.cli")
+    exit_code = 2
 
 
-@click.group(cls=_Group)
-def secrets() -> None:
-    """Manage the secrets that plugins use
+class SecretName(click.ParamType):  # type: ignore[type-arg]  # since click 8.5
+    name = "name"
 
-    Every command but generate-encryption-key opens a database: give it the files and the
-    options that the server is started with. For example, beside
-    "datasette serve -c datasette.yaml --internal internal.db":
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        if not value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise Refused.value("it is not text in UTF-8", param, ctx)
+        return str(value)
 
-    \b
-        datasette secrets status -c datasette.yaml --internal internal.db
-    """
+
+class VersionNumber(click.ParamType):  # type: ignore[type-arg]  # since click 8.5
+    name = "N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        text = str(value)
+        if not (text.isascii() and text.isdigit() and 0 < int(text[:20]) < 2**63):
+            raise Refused.value("a version is a number: 1, 2, 3 …", param, ctx)
+        return int(text)

@@ -21,7 +21,7 @@ def require_fernet() -> None:
         raise MissingExtra from None
 
 
-def open(master_key: bytes, token: bytes | str) -> bytes | None:
+def decrypt(master_key: bytes, token: bytes | str) -> bytes | None:
     """The value in a token of 0.x, or None when this key does not open it.
 
     `master_key`: 32 bytes. Nothing is raised, so that no traceback has a frame with the

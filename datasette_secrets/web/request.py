@@ -10,13 +10,105 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
+from datasette.utils import tilde_decode
 from datasette.utils.asgi import PayloadTooLarge, Request
 
+from .. import schema
+from ..errors import InvalidSecret
+
+_FIELDS = {
+    "set": ("value", "note", "expected_version"),
+    "delete": ("expected_version",),
+    "restore": ("expected_version",),
+    "rollback": ("version", "expected_version"),
+    "destroy": ("version", "versions"),
+    "rotate": ("skip_unopenable",),
+    "upgrade": ("digest",),
+}
+
+
+class Refused(Exception):
+    """A request that is answered with this status and this sentence."""
+
+    def __init__(
+        self, status: int, sentence: str, headers: dict[str, str] | None = None
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        super().__init__(sentence)
+
+
+def method(request: Request) -> str:
+    return "GET" if request.method == "HEAD" else str(request.method)
+
+
+def wants_json(request: Request) -> bool:
+    return (
+        request.path.endswith(".json")
+        or media_type(request) == "application/json"
+        or "application/json" in (request.headers.get("accept") or "")
+        or (request.headers.get("authorization") or "").lower().startswith("bearer ")
+    )
+
+
+def actor_id(request: Request) -> str | None:
+    actor_id = (request.actor or {}).get("id")
+    return str(actor_id) if actor_id else None
+
+
+def secret_name(request: Request) -> str:
+    """The secret's name: tilde-encoded as Datasette's links are, or percent-encoded."""
+    return str(tilde_decode(unquote(request.url_vars["name"])))
+
+
+async def read_action(request: Request, action: str) -> Body:
+    """What was sent for this action, or a refusal."""
+    sent = await read(request)
+    if sent.problem:
+        raise Refused(sent.status, sent.problem)
+    if not sent.is_form and sent.unknown(*_FIELDS[action]):
+        known = ", ".join(_FIELDS[action]) or "none"
+        raise Refused(400, f"The object has an unknown key; known: {known}")
+    return sent
+
+
+def number(sent: Body, field: str) -> int | None:
+    """A version number that was sent, None without one. Raises InvalidSecret."""
+    number = sent.first(field)
+    if number is None or number == "":
+        return None
+    if sent.is_form and number.isascii() and number.isdigit() and len(number) < 17:
+        number = int(number)
+    if not is_number(number):
+        raise InvalidSecret(f"{field} must be a whole number")
+    return int(number)
+
+
+def flag(sent: Body, field: str) -> bool:
+    """Whether this was asked for: a box that is ticked, or true. Raises InvalidSecret."""
+    flag = sent.first(field)
+    if sent.is_form:
+        return bool(flag)
+    if flag is not None and not isinstance(flag, bool):
+        raise InvalidSecret(f"{field} must be true or false")
+    return bool(flag)
+
+
+def is_number(number: object) -> bool:
+    return type(number) is int and 0 <= number <= schema.VERSION_MAX
+
+
 _FORM = "application/x-www-form-urlencoded"
+
+
 _MULTIPART = "multipart/form-data"
+
+
 _JSON = "application/json"
+
+
 _FIELDS_MAX = 20_000
 
 

@@ -1,4 +1,4 @@
-"""What the commands stand on: Datasette's own options, an instance, and what is printed.
+"""Datasette's own options, and an instance made of them, for every command on a database.
 
 A database command takes what `datasette serve` takes, so that an operator changes two
 words in the line that starts the server. It builds the instance, runs, and closes: no
@@ -13,29 +13,35 @@ import asyncio
 import copy
 import errno
 import getpass
-import json
 import os
-import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
+from datasette.cli import cli
+from datasette.utils import BadMetadataError
 
-from . import group
-from .errors import plain
+from .. import database
+from ..errors import SecretsError, printable
+from ..instance import get_instance
+from .arguments import Command, Misuse
+from .output import give_up_stdout, is_terminal
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+
 
 #: Options of `datasette serve` that make no sense for a command.
 LEFT_OUT = frozenset(
     {"get", "headers", "token", "actor", "pdb", "open_browser", "help_settings"}
 )
+
+
 #: Options of `datasette serve` that only concern serving: accepted and ignored.
 IGNORED = frozenset(
     {
@@ -55,21 +61,16 @@ IGNORED = frozenset(
         "version_note",
     }
 )
+
+
 #: Options of `datasette serve` that say where the secrets are. The others are hidden.
 SHOWN = frozenset({"files", "internal", "config", "settings", "plugins_dir", "create"})
+
+
 _NEW_DATABASES = (".db", ".sqlite", ".sqlite3")
-_LONG_WORK = 5_000
-# A pasted text has come to its end when nothing has followed for so long.
-_QUIET_SECONDS = 1.0
 
 
-class Misuse(click.ClickException):
-    """A command line that cannot be meant: exit code 2, one sentence."""
-
-    exit_code = 2
-
-
-class DatabaseCommand(group.Command):
+class DatabaseCommand(Command):
     """A command on an instance. Its callback is `async def (datasette, **own_options)`.
 
     The options of `datasette serve` are added when they are first asked for: importing
@@ -98,7 +99,7 @@ class DatabaseCommand(group.Command):
         try:
             datasette = self._build(ctx, options)
             with _closing(datasette) as loop:
-                loop.run_until_complete(_require_place(datasette))
+                loop.run_until_complete(_require_lasting_database(datasette))
                 loop.run_until_complete(run(datasette, **ctx.params))
         except KeyboardInterrupt:
             if is_terminal(sys.stderr):
@@ -116,9 +117,6 @@ class DatabaseCommand(group.Command):
             ) from None
 
     def _build(self, ctx: click.Context, options: dict[str, Any]) -> Datasette:
-        from datasette.cli import cli
-        from datasette.utils import BadMetadataError
-
         create = bool(options.get("create"))
         # An empty one, from a variable that is set to nothing, is none.
         options["internal"] = options.get("internal") or None
@@ -157,8 +155,6 @@ class DatabaseCommand(group.Command):
 
 def _serve_params() -> list[click.Parameter]:
     """Copies of the options of `datasette serve`, as this version of Datasette has them."""
-    from datasette.cli import cli
-
     copied = []
     for param in cli.commands["serve"].params:
         if param.name in LEFT_OUT:
@@ -193,18 +189,16 @@ def _check_internal(path: str | None, create: bool) -> None:
         raise Misuse("--internal names a file in a folder that does not exist")
 
 
-async def _require_place(datasette: Datasette) -> None:
+async def _require_lasting_database(datasette: Datasette) -> None:
     """Refuse settings that cannot be used, and a database that does not last.
 
     One that cannot be read is refused here, too: at the first write, Datasette would
     print a line of its own about it.
     """
-    from . import service, store
-
-    place = service.vault(datasette)
-    if store.is_temporary(place.db):
+    instance = get_instance(datasette)
+    if database.is_temporary(instance.db):
         _refuse_temporary()
-    await store.journal_mode(place.db)
+    await database.journal_mode(instance.db)
 
 
 def _refuse_temporary() -> NoReturn:
@@ -220,14 +214,12 @@ def _closing(datasette: Datasette) -> Iterator[asyncio.AbstractEventLoop]:
 
     Not `asyncio.run`: that keeps Ctrl-C waiting while a question is asked.
     """
-    from .errors import SecretsError
-
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
         yield loop
     except SecretsError as error:
-        raise click.ClickException(plain(str(error))) from None
+        raise click.ClickException(printable(str(error))) from None
     finally:
         with _uninterrupted():
             waiting = asyncio.all_tasks(loop)
@@ -259,136 +251,3 @@ def shell_user() -> str:
         return f"cli:{getpass.getuser()}"
     except (KeyError, OSError):  # a container may know no name for its user
         return f"cli:{os.getuid()}" if hasattr(os, "getuid") else "cli:unknown"
-
-
-# Arguments. None of them repeats in an error what was typed.
-
-
-class SecretName(click.ParamType):  # type: ignore[type-arg]  # since click 8.5
-    name = "name"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:
-        if not value or any("\ud800" <= character <= "\udfff" for character in value):
-            raise group.Refused.value("it is not text in UTF-8", param, ctx)
-        return str(value)
-
-
-class VersionNumber(click.ParamType):  # type: ignore[type-arg]  # since click 8.5
-    name = "N"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        text = str(value)
-        if not (text.isascii() and text.isdigit() and 0 < int(text[:20]) < 2**63):
-            raise group.Refused.value("a version is a number: 1, 2, 3 …", param, ctx)
-        return int(text)
-
-
-# What is printed.
-
-
-def is_terminal(stream: TextIO | None) -> bool:
-    """Whether it is one. Python's name for a stream that was closed is None."""
-    return stream is not None and stream.isatty()
-
-
-@contextmanager
-def echo_off() -> Iterator[Callable[[], None]]:
-    """While this lasts, the terminal shows nothing that is typed.
-
-    Yields what reads away the rest of a pasted text, which comes line by line and would go
-    to whatever reads the terminal next: a shell would run it, and keep it in its history.
-    """
-    try:
-        import termios
-    except ImportError:  # Windows, where the rest stays in the console
-        yield lambda: None
-        return
-    terminal = sys.stdin.fileno()
-    before = termios.tcgetattr(terminal)
-    silent = [*before]
-    silent[3] &= ~termios.ECHO
-
-    def discard_input() -> None:
-        while select.select([terminal], [], [], _QUIET_SECONDS)[0]:
-            if not os.read(terminal, 65_536):
-                break
-
-    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
-    try:
-        yield discard_input
-    finally:
-        termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
-
-
-def give_up_stdout() -> None:
-    """Let Python write what is left in its buffer to nowhere when it exits."""
-    if sys.stdout is None:
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
-
-
-def styled(text: str, **style: Any) -> str:
-    """`text` in this style, on a terminal whose user did not set NO_COLOR."""
-    if os.environ.get("NO_COLOR") or not is_terminal(sys.stdout):
-        return text
-    return click.style(text, **style)
-
-
-def print_json(content: dict[str, Any]) -> None:
-    """A JSON object on stdout. A damaged row may hold what JSON has no word for."""
-    click.echo(json.dumps(content, indent=2, default=repr))
-
-
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Columns on stdout; None is an empty cell."""
-    cells = [["" if cell is None else plain(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
-
-    def line(row: Sequence[str]) -> str:
-        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        return "  ".join(padded).rstrip()
-
-    click.echo(styled(line(headings), bold=True))
-    for row in cells:
-        click.echo(line(row))
-
-
-def warn(sentence: str) -> None:
-    """A sentence on stderr."""
-    click.echo(plain(sentence), err=True)
-
-
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask on stderr, unless `yes`. Without the answer "y" the command ends."""
-    if yes:
-        return
-    try:
-        agreed = click.confirm(plain(question), err=True)
-    except (RuntimeError, UnicodeError):  # broken off, closed, or no text
-        agreed = False
-        click.echo(err=True)
-    if not agreed:
-        raise click.ClickException(
-            "Nothing was changed: answer y, or add --yes where nobody can answer"
-        )
-
-
-@contextmanager
-def progress(label: str, steps: int) -> Iterator[Callable[[int], None]]:
-    """What to call with each number of steps done: a bar on a terminal for long work."""
-    if steps < _LONG_WORK or not is_terminal(sys.stderr):
-        yield lambda _: None
-        return
-    with click.progressbar(length=steps, label=label, file=sys.stderr) as bar:
-        yield bar.update
-
-
-def count(number: int, noun: str) -> str:
-    """`1 version`, `2 versions`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,24 +1,78 @@
-"""Values on their way between the shell and an envelope.
+"""What the commands read: values, .env files, and answers.
 
-Nothing here raises in a frame that holds one: with `rich` installed, Datasette prints the
-local variables of every frame of an unhandled exception.
+Nothing here raises in a frame that holds a value; with `rich` installed, Datasette prints
+the local variables of every frame of an unhandled exception.
 """
 
 from __future__ import annotations
 
-import errno
 import io
+import os
+import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import itemgetter
 
 import click
+from dotenv.parser import parse_stream
 
-from . import shell
-from .envelope import Plaintext
+from ..envelope import Plaintext
+from ..errors import printable
+from .output import is_terminal, warn
+
+# A pasted text has come to its end when nothing has followed for so long.
+_QUIET_SECONDS = 1.0
+
+
+@contextmanager
+def echo_off() -> Iterator[Callable[[], None]]:
+    """While this lasts, the terminal shows nothing that is typed.
+
+    Yields what reads away the rest of a pasted text, which comes line by line and would go
+    to whatever reads the terminal next: a shell would run it, and keep it in its history.
+    """
+    try:
+        import termios
+    except ImportError:  # Windows, where the rest stays in the console
+        yield lambda: None
+        return
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+
+    def discard_input() -> None:
+        while select.select([terminal], [], [], _QUIET_SECONDS)[0]:
+            if not os.read(terminal, 65_536):
+                break
+
+    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
+    try:
+        yield discard_input
+    finally:
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask on stderr, unless `yes`. Without the answer "y" the command ends."""
+    if yes:
+        return
+    try:
+        agreed = click.confirm(printable(question), err=True)
+    except (RuntimeError, UnicodeError):  # broken off, closed, or no text
+        agreed = False
+        click.echo(err=True)
+    if not agreed:
+        raise click.ClickException(
+            "Nothing was changed: answer y, or add --yes where nobody can answer"
+        )
+
 
 _PREFIX = "DATASETTE_SECRETS_"
+
+
 #: Stands for what was typed and is no UTF-8. It cannot be stored, either.
 _NOT_TEXT = "\udcff"
 
@@ -29,7 +83,7 @@ def read_value(name: str, value_file: str | None) -> str:
     Of what is not typed, one newline at the end is dropped. What is no UTF-8 comes back
     with surrogates in it, which cannot be stored.
     """
-    if value_file is None and shell.is_terminal(sys.stdin):
+    if value_file is None and is_terminal(sys.stdin):
         typed = _typed_twice(name)
         if typed is None:
             raise click.Abort
@@ -42,19 +96,19 @@ def read_value(name: str, value_file: str | None) -> str:
 
 def _typed_twice(name: str) -> str | None:
     """What is typed twice alike; None when that was broken off."""
-    with shell.echo_off() as discard_input:
+    with echo_off() as discard_input:
         while True:
             value = _typed(f"Value of {name}, one line")
             if value is None or value == _NOT_TEXT:
                 return value
             if _is_start_of_pem(value) or value in ("{", "["):
                 discard_input()
-                shell.warn("The value has several lines: use a pipe or --value-file")
+                warn("The value has several lines: use a pipe or --value-file")
                 return None
             repeated = _typed("Repeat for confirmation")
             if repeated is None or repeated == value:
                 return repeated
-            shell.warn("The two values are not the same: type it again")
+            warn("The two values are not the same: type it again")
 
 
 def _typed(question: str) -> str | None:
@@ -83,24 +137,6 @@ def _read(path: str) -> bytes:
         raise click.ClickException(
             f"The file cannot be read: {error.strerror or 'it is unreadable'}"
         ) from None
-
-
-def print_value(value: str | None) -> str | None:
-    """Write the value and a newline to stdout; returns what went wrong, if anything."""
-    if value is None:
-        return "it is not set"
-    if sys.stdout is None:
-        return "it could not be printed: stdout is closed"
-    stream = sys.stdout.buffer
-    try:
-        stream.write(value.encode("utf-8", "surrogateescape") + b"\n")
-        stream.flush()
-    except OSError as error:
-        shell.give_up_stdout()
-        if error.errno == errno.EPIPE:
-            return "the pipe was closed before it was read"
-        return f"it could not be printed: {error.strerror}"
-    return None
 
 
 @dataclass(frozen=True)
@@ -138,8 +174,6 @@ def read_env(path: str, is_master_key: Callable[[str], bool]) -> EnvFile | str:
 
 
 def _parse(text: str, is_master_key: Callable[[str], bool]) -> EnvFile | str:
-    from dotenv.parser import parse_stream
-
     found = EnvFile()
     try:
         for binding in parse_stream(io.StringIO(text, newline=None)):

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import shell
-from .errors import plain
-from .group import secrets
-from .shell import DatabaseCommand
+from .. import health, listing, rotation, schema, serialize, service, store
+from .. import upgrade as upgrading
+from ..database import journal_mode
+from ..envelope import generate_master_key
+from ..errors import SecretsError, printable
+from ..instance import get_instance, stop
+from . import output, prompt
+from .arguments import Command, Misuse, SecretName, VersionNumber
+from .serve import DatabaseCommand, shell_user
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-
-    from . import store
 
 _actor = click.option(
     "--actor",
@@ -33,7 +36,7 @@ _vacuum = click.option(
     is_flag=True,
     help="Rewrite the file at the end, even if it is large or not the internal database",
 )
-_name = click.argument("name", type=shell.SecretName())
+_name = click.argument("name", type=SecretName())
 _batch_size = click.option(
     "--batch-size",
     type=click.IntRange(1, 100_000),
@@ -45,22 +48,20 @@ _batch_size = click.option(
 # Keys.
 
 
-@secrets.command()
+@click.command(cls=Command)
 def generate_encryption_key() -> None:
     """Print a new master key
 
     \b
         (umask 077; set -C; datasette secrets generate-encryption-key > master.key)
     """
-    from .envelope import generate_master_key
-    from .values import print_value
 
-    problem = print_value(generate_master_key())
+    problem = output.print_value(generate_master_key())
     if problem:
         raise click.ClickException(f"No key: {problem}")
 
 
-@secrets.command(cls=DatabaseCommand)
+@click.command(cls=DatabaseCommand)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, change nothing")
 @click.option(
     "--new-data-keys",
@@ -94,24 +95,23 @@ async def rotate_key(
     \b
         datasette secrets rotate-key -c datasette.yaml --internal internal.db
     """
-    from . import reports, rotation, service, store
 
-    place = service.vault(datasette)
-    ring = place.settings.require_ring()
-    stored = await store.count_versions(place.db)
+    instance = get_instance(datasette)
+    ring = instance.settings.require_ring()
+    stored = await store.count_versions(instance.db)
     if not as_json:
-        click.echo(f"Database: {reports.database(place)}")
-        source = place.settings.sources[ring.primary.id]
-        click.echo(f"Primary master key: {ring.primary.id}, from {plain(source)}")
+        click.echo(f"Database: {output.shown_database(instance)}")
+        source = instance.settings.sources[ring.primary.id]
+        click.echo(f"Primary master key: {ring.primary.id}, from {printable(source)}")
     if not stored:
         raise click.ClickException(
-            f"There are no secrets in {reports.database(place)}: is it the right database?"
+            f"There are no secrets in {output.shown_database(instance)}: is it the right database?"
         )
     census = await rotation.census(datasette)
     work = census.versions
     if not new_data_keys:
         work -= census.counts.get(ring.primary.id, 0)
-    with shell.progress("Rotating", work * (1 if dry_run else 2)) as advance:
+    with output.progress("Rotating", work * (1 if dry_run else 2)) as advance:
         report = await rotation.rotate(
             datasette,
             dry_run=dry_run,
@@ -119,20 +119,20 @@ async def rotate_key(
             skip_unopenable=skip_unopenable,
             batch_size=batch_size or rotation.BATCH_SIZE,
             vacuum=vacuum,
-            actor_id=actor or shell.shell_user(),
+            actor_id=actor or shell_user(),
             progress=advance,
         )
     if as_json:
-        shell.print_json(reports.rotation_json(place, report))
+        output.print_json(serialize.rotation_json(instance, report))
     else:
-        reports.print_rotation(place, report)
-    reports.say_why_incomplete(report)
-    reports.say_what_remains(report.clean_up)
-    if not reports.is_well(report):
+        output.print_rotation(instance, report)
+    output.say_why_incomplete(report)
+    output.say_what_remains(report.clean_up)
+    if not serialize.is_well(report):
         raise click.exceptions.Exit(1)
 
 
-@secrets.command(cls=DatabaseCommand)
+@click.command(cls=DatabaseCommand)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, change nothing")
 @_batch_size
 @_vacuum
@@ -156,44 +156,45 @@ async def upgrade(
     \b
         datasette secrets upgrade -c datasette.yaml --internal internal.db
     """
-    from . import reports, rotation, service
 
-    place = service.vault(datasette)
-    report = await rotation.upgrade(
+    instance = get_instance(datasette)
+    report = await upgrading.upgrade(
         datasette, dry_run=True, batch_size=batch_size or rotation.BATCH_SIZE
     )
     if report.found and not (as_json and (dry_run or yes)):
-        stored = f"Stored by datasette-secrets 0.x in {reports.database(place)}:"
+        stored = (
+            f"Stored by datasette-secrets 0.x in {output.shown_database(instance)}:"
+        )
         click.echo(stored, err=as_json)
         for name, version in report.found:
-            click.echo(f"  {plain(name)} version {plain(version)}", err=as_json)
+            click.echo(f"  {printable(name)} version {printable(version)}", err=as_json)
     if not dry_run:
         if report.found:
-            versions = shell.count(len(report.found), "version")
-            shell.confirm(f"Bring in {versions}?", yes=yes)
-        with shell.progress("Bringing in", len(report.found)) as advance:
-            report = await rotation.upgrade(
+            versions = output.count(len(report.found), "version")
+            prompt.confirm(f"Bring in {versions}?", yes=yes)
+        with output.progress("Bringing in", len(report.found)) as advance:
+            report = await upgrading.upgrade(
                 datasette,
                 # What was listed, and nothing that was planted since.
                 only=report.offered,
                 batch_size=batch_size or rotation.BATCH_SIZE,
                 vacuum=vacuum,
-                actor_id=actor or shell.shell_user(),
+                actor_id=actor or shell_user(),
                 progress=advance,
             )
     if as_json:
-        shell.print_json(reports.upgrade_json(place, report))
+        output.print_json(serialize.upgrade_json(instance, report))
     else:
-        reports.print_upgrade(report)
-    reports.say_what_remains(report.clean_up)
-    if not reports.is_well(report):
+        output.print_upgrade(report)
+    output.say_what_remains(report.clean_up)
+    if not serialize.is_well(report):
         raise click.exceptions.Exit(1)
 
 
 # Looking.
 
 
-@secrets.command(cls=DatabaseCommand)
+@click.command(cls=DatabaseCommand)
 @_json
 async def status(datasette: Datasette, as_json: bool) -> None:
     """Show which master keys the stored versions need
@@ -204,41 +205,40 @@ async def status(datasette: Datasette, as_json: bool) -> None:
     \b
         datasette secrets status -c datasette.yaml --internal internal.db
     """
-    from . import reports, rotation, service, store
 
-    place = service.vault(datasette)
+    instance = get_instance(datasette)
     census = await rotation.census(datasette)
-    stored = await store.count_versions(place.db)
-    journal_mode = await store.journal_mode(place.db)
-    problems = reports.what_is_wrong(
-        place, census, await store.what_others_made(place.db)
+    stored = await store.count_versions(instance.db)
+    mode = await journal_mode(instance.db)
+    problems = health.what_is_wrong(
+        instance, census, await schema.what_others_made(instance.db)
     )
     if as_json:
-        shell.print_json(
+        output.print_json(
             {
                 "ok": not problems,
-                "database": reports.database_path(place),
-                "database_name": place.settings.database,
-                "journal_mode": journal_mode,
+                "database": serialize.database_path(instance),
+                "database_name": instance.settings.database,
+                "journal_mode": mode,
                 "versions": census.versions,
                 "destroyed": stored - census.versions,
                 "needs_upgrade": census.legacy,
-                "keys": reports.keys_json(place, census),
+                "keys": serialize.keys_json(instance, census),
                 "problems": problems,
             }
         )
     else:
-        click.echo(f"Database: {reports.database(place)}, journal mode {journal_mode}")
+        click.echo(f"Database: {output.shown_database(instance)}, journal mode {mode}")
         destroyed = f"{stored - census.versions:,} destroyed"
-        click.echo(f"Stored: {shell.count(census.versions, 'version')}, {destroyed}")
-        reports.print_keys(place, census)
+        click.echo(f"Stored: {output.count(census.versions, 'version')}, {destroyed}")
+        output.print_keys(instance, census)
         for problem in problems:
-            click.echo(shell.styled(plain(problem["message"]), fg="red"))
+            click.echo(output.styled(printable(problem["message"]), fg="red"))
     if problems:
         raise click.exceptions.Exit(1)
 
 
-@secrets.command(cls=DatabaseCommand)
+@click.command(cls=DatabaseCommand)
 @_json
 async def verify(datasette: Datasette, as_json: bool) -> None:
     """Open every version, and name what does not open
@@ -248,35 +248,34 @@ async def verify(datasette: Datasette, as_json: bool) -> None:
     \b
         datasette secrets verify -c datasette.yaml --internal internal.db
     """
-    from . import reports, rotation, service
 
-    place = service.vault(datasette)
-    place.settings.require_ring()
+    instance = get_instance(datasette)
+    instance.settings.require_ring()
     census = await rotation.census(datasette)
-    with shell.progress("Verifying", census.versions) as advance:
+    with output.progress("Verifying", census.versions) as advance:
         found = await rotation.verify(datasette, progress=advance)
     if as_json:
-        shell.print_json(
+        output.print_json(
             {
                 "ok": not found.problems,
-                "database": reports.database_path(place),
+                "database": serialize.database_path(instance),
                 "opened": found.opened,
                 "destroyed": found.destroyed,
-                "problems": [reports.problem_json(each) for each in found.problems],
+                "problems": [serialize.problem_json(each) for each in found.problems],
             }
         )
     else:
         verb = "opens" if found.opened == 1 else "open"
         click.echo(
-            f"{shell.count(found.opened, 'version')} {verb}, "
+            f"{output.count(found.opened, 'version')} {verb}, "
             f"{len(found.problems):,} not, {found.destroyed:,} destroyed"
         )
-        reports.print_problems(found.problems)
+        output.print_problems(found.problems)
     if found.problems:
         raise click.exceptions.Exit(1)
 
 
-@secrets.command("list", cls=DatabaseCommand)
+@click.command("list", cls=DatabaseCommand)
 @_json
 async def list_(datasette: Datasette, as_json: bool) -> None:
     """List the secrets, never their values
@@ -287,17 +286,16 @@ async def list_(datasette: Datasette, as_json: bool) -> None:
     \b
         datasette secrets list -c datasette.yaml --internal internal.db
     """
-    from . import display, reports, service
 
-    listed = await service.list_secrets(datasette)
+    listed = await listing.list_secrets(datasette)
     if as_json:
-        content = [display.secret_json(each) for each in listed]
-        shell.print_json({"ok": True, "secrets": content})
+        content = [serialize.secret_json(each) for each in listed]
+        output.print_json({"ok": True, "secrets": content})
         return
-    reports.print_list(listed)
+    output.print_list(listed)
 
 
-@secrets.command(cls=DatabaseCommand)
+@click.command(cls=DatabaseCommand)
 @_name
 @_json
 async def history(datasette: Datasette, name: str, as_json: bool) -> None:
@@ -306,19 +304,18 @@ async def history(datasette: Datasette, name: str, as_json: bool) -> None:
     \b
         datasette secrets history OPENAI_API_KEY -c datasette.yaml --internal internal.db
     """
-    from . import display, reports, service
 
-    place = service.vault(datasette)
+    instance = get_instance(datasette)
     versions = await _require_history(datasette, name)
-    states = [service.version_state(place, version) for version in versions]
+    states = [listing.version_state(instance, version) for version in versions]
     if as_json:
         rows = [
-            display.version_json(version, state)
+            serialize.version_json(version, state)
             for version, state in zip(versions, states, strict=True)
         ]
-        shell.print_json({"ok": True, "name": name, "versions": rows})
+        output.print_json({"ok": True, "name": name, "versions": rows})
         return
-    reports.print_history(versions, states)
+    output.print_history(versions, states)
 
 
 # Setting and getting.
@@ -331,7 +328,7 @@ class _SetCommand(DatabaseCommand):
     )
 
 
-@secrets.command("set", cls=_SetCommand)
+@click.command("set", cls=_SetCommand)
 @_name
 @click.option(
     "--value-file",
@@ -366,26 +363,24 @@ async def set_(
         pass show openai | datasette secrets set OPENAI_API_KEY -c datasette.yaml \
             --internal internal.db
     """
-    from . import service
-    from .values import read_value
 
     await service.check_settable(datasette, name, note)
     version = await service.set_secret(
         datasette,
         name,
-        read_value(name, value_file),
+        prompt.read_value(name, value_file),
         note=note,
-        actor_id=actor or shell.shell_user(),
+        actor_id=actor or shell_user(),
         expected_version=expected_version,
     )
-    click.echo(f"Stored {plain(name)} version {version}")
+    click.echo(f"Stored {printable(name)} version {version}")
 
 
-@secrets.command(cls=DatabaseCommand)
+@click.command(cls=DatabaseCommand)
 @_name
 @click.option(
     "--version",
-    type=shell.VersionNumber(),
+    type=VersionNumber(),
     help="Print this stored version, even if it is deleted",
 )
 @_actor
@@ -400,25 +395,23 @@ async def get(
     \b
         datasette secrets get OPENAI_API_KEY -c datasette.yaml --internal internal.db
     """
-    from . import service
-    from .values import print_value
 
-    user = actor or shell.shell_user()
+    user = actor or shell_user()
     if version is None:
-        problem = print_value(await service.get_secret(datasette, name, user))
-        listed = await service.find_secret(datasette, name) if problem else None
+        problem = output.print_value(await service.get_secret(datasette, name, user))
+        listed = await listing.find_secret(datasette, name) if problem else None
         if problem and listed is not None and listed.state == "deleted":
-            problem += f": it was deleted, and 'datasette secrets restore {plain(name)}' undoes that"
+            problem += f": it was deleted, and 'datasette secrets restore {printable(name)}' undoes that"
     else:
-        problem = print_value(
+        problem = output.print_value(
             await service.get_version(datasette, name, version, actor_id=user)
         )
-    await service.stop(datasette)
+    await stop(datasette)
     if problem:
-        raise click.ClickException(f"No value of {plain(name)}: {problem}")
+        raise click.ClickException(f"No value of {printable(name)}: {problem}")
 
 
-@secrets.command("import", cls=DatabaseCommand)
+@click.command("import", cls=DatabaseCommand)
 @click.argument("env_file", metavar="FILE")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, change nothing")
 @click.option(
@@ -441,12 +434,9 @@ async def import_(
     \b
         datasette secrets import .env -c datasette.yaml --internal internal.db
     """
-    from . import service
-    from .errors import SecretsError
-    from .values import read_env
 
-    ring = service.vault(datasette).settings.require_ring()
-    found = read_env(env_file, ring.any_appears_in)
+    ring = get_instance(datasette).settings.require_ring()
+    found = prompt.read_env(env_file, ring.any_appears_in)
     if isinstance(found, str):
         raise click.ClickException(f"{found}: nothing was stored")
     for name, line in found.lines.items():
@@ -454,25 +444,25 @@ async def import_(
             await service.check_settable(datasette, name)
         except SecretsError as error:
             raise click.ClickException(
-                f"Line {line}: {plain(error)}: nothing was stored"
+                f"Line {line}: {printable(error)}: nothing was stored"
             ) from None
     for name in found.repeated:
-        shell.warn(f"{name} is given more than once: the last value counts")
+        output.warn(f"{name} is given more than once: the last value counts")
     for name in found.empty:
-        shell.warn(f"{name} is empty: skipped")
+        output.warn(f"{name} is empty: skipped")
     stored = await service.set_secrets(
         datasette,
         {name: entry.value for name, entry in found.entries.items()},
         skip_existing=skip_existing,
         dry_run=dry_run,
-        actor_id=actor or shell.shell_user(),
+        actor_id=actor or shell_user(),
     )
     for name, version in stored.items():
         if version is None:
-            shell.warn(f"{name} is stored already: skipped")
+            output.warn(f"{name} is stored already: skipped")
         else:
             verb = "Would store" if dry_run else "Stored"
-            click.echo(f"{verb} {plain(name)} version {version}")
+            click.echo(f"{verb} {printable(name)} version {version}")
     if not any(stored.values()):
         click.echo("Nothing was imported")
 
@@ -480,7 +470,7 @@ async def import_(
 # Taking away and bringing back.
 
 
-@secrets.command(cls=DatabaseCommand)
+@click.command(cls=DatabaseCommand)
 @_name
 @_yes
 @_actor
@@ -492,20 +482,19 @@ async def delete(datasette: Datasette, name: str, yes: bool, actor: str | None) 
     \b
         datasette secrets delete OPENAI_API_KEY -c datasette.yaml --internal internal.db
     """
-    from . import service
 
     newest = (await _require_history(datasette, name))[0]
-    shell.confirm(f"Delete {name}, now at version {newest.version}?", yes=yes)
+    prompt.confirm(f"Delete {name}, now at version {newest.version}?", yes=yes)
     version = await service.delete_secret(
         datasette,
         name,
-        actor_id=actor or shell.shell_user(),
+        actor_id=actor or shell_user(),
         expected_version=None if yes else newest.version,
     )
-    click.echo(f"Deleted {plain(name)}, at version {plain(version)}")
+    click.echo(f"Deleted {printable(name)}, at version {printable(version)}")
 
 
-@secrets.command(cls=DatabaseCommand)
+@click.command(cls=DatabaseCommand)
 @_name
 @_yes
 @_actor
@@ -517,25 +506,24 @@ async def restore(
     \b
         datasette secrets restore OPENAI_API_KEY -c datasette.yaml --internal internal.db
     """
-    from . import service
 
     newest = (await _require_history(datasette, name))[0]
     if not newest.is_deleted and not newest.is_destroyed:
-        click.echo(f"{plain(name)} is not deleted")
+        click.echo(f"{printable(name)} is not deleted")
         return
-    shell.confirm(f"Restore {name} version {newest.version}?", yes=yes)
+    prompt.confirm(f"Restore {name} version {newest.version}?", yes=yes)
     version = await service.restore_secret(
         datasette,
         name,
-        actor_id=actor or shell.shell_user(),
+        actor_id=actor or shell_user(),
         expected_version=None if yes else newest.version,
     )
-    click.echo(f"Restored {plain(name)} version {plain(version)}")
+    click.echo(f"Restored {printable(name)} version {printable(version)}")
 
 
-@secrets.command(cls=DatabaseCommand)
+@click.command(cls=DatabaseCommand)
 @_name
-@click.argument("version", type=shell.VersionNumber(), metavar="N")
+@click.argument("version", type=VersionNumber(), metavar="N")
 @_yes
 @_actor
 async def rollback(
@@ -546,10 +534,9 @@ async def rollback(
     \b
         datasette secrets rollback OPENAI_API_KEY 2 -c datasette.yaml --internal internal.db
     """
-    from . import service
 
     newest = (await _require_history(datasette, name))[0]
-    shell.confirm(
+    prompt.confirm(
         f"Roll {name} back from version {newest.version} to the value of version "
         f"{version}?",
         yes=yes,
@@ -558,13 +545,13 @@ async def rollback(
         datasette,
         name,
         version,
-        actor_id=actor or shell.shell_user(),
+        actor_id=actor or shell_user(),
         expected_version=None if yes else newest.version,
     )
-    click.echo(f"Stored {plain(name)} version {new}, with the value of {version}")
+    click.echo(f"Stored {printable(name)} version {new}, with the value of {version}")
 
 
-@secrets.command(cls=DatabaseCommand)
+@click.command(cls=DatabaseCommand)
 @_name
 @click.option(
     "--version", "versions", multiple=True, metavar="N", help="A version to destroy"
@@ -593,10 +580,9 @@ async def destroy(
         datasette secrets destroy OPENAI_API_KEY --all-but-newest -c datasette.yaml \
             --internal internal.db
     """
-    from . import reports, service
 
     if bool(versions) == all_but_newest:
-        raise shell.Misuse("Say which versions: --version N, or --all-but-newest")
+        raise Misuse("Say which versions: --version N, or --all-but-newest")
     stored = await _require_history(datasette, name)
     newest = stored[0]
     if all_but_newest:
@@ -606,22 +592,22 @@ async def destroy(
     known = {str(version.version): version.version for version in stored}
     if not known.keys() >= set(versions):
         raise click.ClickException(
-            f"{plain(name)} has no such version: see what 'datasette secrets history' "
+            f"{printable(name)} has no such version: see what 'datasette secrets history' "
             "lists"
         )
     if versions:
-        shell.confirm(_destroy_question(name, versions, newest), yes=yes)
+        prompt.confirm(_destroy_question(name, versions, newest), yes=yes)
     destroyed, clean_up = await service.destroy_versions(
         datasette,
         name,
         [known[each] for each in versions],
-        actor_id=actor or shell.shell_user(),
+        actor_id=actor or shell_user(),
         expected_version=None if yes else newest.version,
         vacuum=vacuum,
     )
-    click.echo(f"Destroyed {shell.count(destroyed, 'version')} of {plain(name)}")
-    reports.say_what_remains(clean_up)
-    if not reports.is_clean(clean_up):
+    click.echo(f"Destroyed {output.count(destroyed, 'version')} of {printable(name)}")
+    output.say_what_remains(clean_up)
+    if not serialize.is_clean(clean_up):
         raise click.exceptions.Exit(1)
 
 
@@ -640,9 +626,26 @@ def _destroy_question(
 
 
 async def _require_history(datasette: Datasette, name: str) -> list[store.Version]:
-    from . import service, store
 
-    versions = await store.history(service.vault(datasette).db, name)
+    versions = await store.history(get_instance(datasette).db, name)
     if not versions:
-        raise click.ClickException(f"Nothing is stored for {plain(name)}")
+        raise click.ClickException(f"Nothing is stored for {printable(name)}")
     return versions
+
+
+COMMANDS = (
+    generate_encryption_key,
+    rotate_key,
+    upgrade,
+    status,
+    verify,
+    list_,
+    history,
+    set_,
+    get,
+    import_,
+    delete,
+    restore,
+    rollback,
+    destroy,
+)

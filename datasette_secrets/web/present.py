@@ -1,23 +1,23 @@
-"""How secrets are shown: rows, times and people for the pages, objects for JSON.
-
-Nothing here has ever seen a value.
-"""
+"""How secrets are shown on the pages: rows, times and people. It never sees a value."""
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 from datasette.utils import tilde_encode
 from markupsafe import Markup
 
-from . import config, registry, rotation, service, store
+from .. import config, registry
+from ..serialize import obtain_url
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+
+    from .. import listing, store
+
 
 STATE_LABELS = {
     "stored": "Stored",
@@ -86,18 +86,6 @@ class VersionRow:
     deleted: Deed
 
 
-@dataclass(frozen=True)
-class KeyRow:
-    """A master key, and how many versions it wraps."""
-
-    key_id: str
-    source: str
-    is_primary: bool
-    is_configured: bool
-    is_removable: bool
-    versions: int
-
-
 class Display:
     """Turns what is stored into what is shown, with people's names looked up at once."""
 
@@ -128,7 +116,7 @@ class Display:
         now = datetime.datetime.now(datetime.timezone.utc)
         return cls(datasette, await actor_names(datasette, ids), now)
 
-    def row(self, listed: service.Listed) -> Row:
+    def row(self, listed: listing.Listed) -> Row:
         registered, newest = listed.registered, listed.newest
         url = obtain_url(registered)
         return Row(
@@ -238,85 +226,3 @@ def secret_url(datasette: Datasette, name: str, action: str = "") -> str:
     """The address of a secret's page, or of one of its actions."""
     suffix = f"/-/{action}" if action else ""
     return str(datasette.urls.path(f"/-/secrets/{tilde_encode(name)}{suffix}"))
-
-
-def obtain_url(registered: registry.Secret | None) -> str | None:
-    """Where to get the secret, if that is a web address."""
-    url = registered.obtain_url if registered else None
-    try:
-        return url if url and urlsplit(url).scheme in ("http", "https") else None
-    except ValueError:
-        return None
-
-
-def key_rows(census: rotation.Census, sources: Mapping[str, str]) -> list[KeyRow]:
-    """The keys of the ring, newest first, then those that rows need and it lacks."""
-    return [
-        KeyRow(
-            key_id=key_id,
-            source=sources.get(key_id, ""),
-            is_primary=key_id == census.primary,
-            is_configured=key_id in census.ring,
-            is_removable=key_id in census.removable,
-            versions=census.counts.get(key_id, 0),
-        )
-        for key_id in (*census.ring, *census.missing)
-    ]
-
-
-# JSON. Times are UTC as they are stored, actors are ids.
-
-
-def secret_json(listed: service.Listed) -> dict[str, Any]:
-    registered, newest = listed.registered, listed.newest
-    return {
-        "name": listed.name,
-        "state": listed.state,
-        "registered": registered is not None,
-        "description": registered.description if registered else None,
-        "obtain_url": obtain_url(registered),
-        "obtain_label": registered.obtain_label if registered else None,
-        **(_version_json(newest) if newest else dict.fromkeys(_VERSION_KEYS)),
-        "last_used_at": _plain(listed.used.at),
-        "last_used_by": _plain(listed.used.by),
-    }
-
-
-def version_json(version: store.Version, state: str) -> dict[str, Any]:
-    known = _version_json(version)
-    return {"version": known.pop("version"), "state": state, **known}
-
-
-_VERSION_KEYS = (
-    "version",
-    "note",
-    "key_id",
-    "created_at",
-    "created_by",
-    "updated_at",
-    "updated_by",
-    "deleted_at",
-    "deleted_by",
-    "last_used_at",
-    "last_used_by",
-)
-
-
-def _version_json(version: store.Version) -> dict[str, Any]:
-    known = {key: _plain(getattr(version, key)) for key in _VERSION_KEYS}
-    return {**known, "key_id": None} if version.is_destroyed else known
-
-
-def _plain(known: object) -> object:
-    """What a damaged row holds in place of text or a number, as text."""
-    return known if known is None or isinstance(known, (str, int)) else str(known)
-
-
-def key_json(key: KeyRow) -> dict[str, Any]:
-    return {
-        "id": key.key_id,
-        "primary": key.is_primary,
-        "configured": key.is_configured,
-        "removable": key.is_removable,
-        "versions": key.versions,
-    }

@@ -1,0 +1,319 @@
+"""Reads and writes one SQLite database: threads, transactions, errors, and what files keep.
+
+Knows no table. Every read runs in Datasette's threads, or on the event loop through a
+`Reader`, which never waits for a lock. Every write is one transaction that takes the
+write lock first. What SQLite raises becomes DatabaseUnavailable with its cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from .errors import DatabaseUnavailable, InvalidSecret
+
+if TYPE_CHECKING:
+    from datasette.database import Database
+
+
+VACUUM_MAX_BYTES = 50_000_000
+
+
+T = TypeVar("T")
+
+
+class CleanUp(NamedTuple):
+    """What a clean-up could do.
+
+    `remains` says what may be left in the files, if anything; `failed`: because something
+    that was to be done could not be.
+    """
+
+    vacuumed: bool
+    log_emptied: bool
+    remains: str | None = None
+    failed: bool = False
+
+
+_NOT_UTF8 = "The name of a secret is valid UTF-8: no half of a surrogate pair"
+
+
+async def read(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
+    """`fn(conn)` on a connection of Datasette's, in a thread.
+
+    Raises DatabaseUnavailable where the database cannot be read.
+    """
+    try:
+        try:
+            return await db.execute_fn(fn)  # type: ignore[no-any-return]
+        except sqlite3.OperationalError as error:
+            if not _wants_writer(error) or not db.is_mutable:
+                raise
+        # Shared-cache memory that is locked, or a journal that a killed writer left: the
+        # write connection waits its turn, and may roll the journal back.
+        return await db.execute_write_fn(fn, transaction=False)  # type: ignore[no-any-return]
+    except sqlite3.DatabaseError as error:
+        raise unavailable(error, "read") from None
+    except UnicodeEncodeError:
+        raise InvalidSecret(_NOT_UTF8) from None
+
+
+async def write(db: Database, fn: Callable[..., T]) -> T:
+    """`fn(conn)` in one transaction that takes the write lock first, on the write thread.
+
+    `fn` may declare `track_event`; its events go out after the commit. An error rolls
+    back and is raised here: raised there, Datasette would print it.
+    Raises DatabaseUnavailable where the database cannot be written.
+    """
+    if not db.is_mutable:
+        raise DatabaseUnavailable(f"The database {_describe(db)} is immutable")
+
+    @wraps(fn)
+    def in_transaction(
+        conn: sqlite3.Connection, *track_event: Callable[[Any], None]
+    ) -> T | Exception:
+        events: list[Any] = []
+        try:
+            with transaction(conn):
+                done = fn(conn, *(events.append for _ in track_event))
+        except Exception as error:  # it is raised again below, in the caller's frame
+            return error.with_traceback(None)
+        for track in track_event:
+            for event in events:
+                track(event)
+        return done
+
+    try:
+        outcome = await db.execute_write_fn(in_transaction, transaction=False)
+    except sqlite3.DatabaseError as error:
+        outcome = error
+    if isinstance(outcome, sqlite3.DatabaseError):
+        raise unavailable(outcome, "written") from None
+    if isinstance(outcome, UnicodeEncodeError):
+        raise InvalidSecret(_NOT_UTF8)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome  # type: ignore[no-any-return]
+
+
+@contextmanager
+def transaction(conn: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that takes the write lock first and overwrites what it deletes."""
+    conn.execute("pragma secure_delete = on").fetchall()
+    conn.execute("begin immediate")
+    try:
+        yield
+        conn.execute("commit")
+    except BaseException:
+        if conn.in_transaction:
+            conn.execute("rollback")
+        raise
+
+
+@contextmanager
+def table_out_of_reach(conn: sqlite3.Connection, table: str) -> Iterator[None]:
+    """While this lasts, no statement of `conn` can touch `table`."""
+
+    def authorize(action: int, first: object, second: object, *_: object) -> int:
+        # The table is the first argument of most actions, and the second of those on
+        # its indexes and triggers, and of `alter table`.
+        named = {str(first).lower(), str(second).lower()}
+        return sqlite3.SQLITE_DENY if table in named else sqlite3.SQLITE_OK
+
+    conn.set_authorizer(authorize)
+    try:
+        yield
+    finally:
+        # Python 3.10 has no way to take an authorizer away.
+        conn.set_authorizer(lambda *_: sqlite3.SQLITE_OK)
+
+
+def result_code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code. Python 3.10 does not tell it: then, by the message."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
+        return int(code) & 0xFF
+    for text, known in _CODES.items():
+        if str(error).startswith(text):
+            return known
+    return 1
+
+
+BUSY, LOCKED, _READONLY, _FULL, _CORRUPT, _CANTOPEN, _NOTADB = 5, 6, 8, 13, 11, 14, 26
+
+
+_CODES = {
+    "database table is locked": LOCKED,
+    "database schema is locked": LOCKED,
+    "database is locked": BUSY,
+    "attempt to write a readonly database": _READONLY,
+    "database or disk is full": _FULL,
+    "database disk image is malformed": _CORRUPT,
+    "unable to open": _CANTOPEN,
+    "file is not a database": _NOTADB,
+}
+
+
+_CAUSES = {
+    BUSY: "another process holds its lock: try again when that has finished",
+    LOCKED: "another connection holds its lock: try again when that has finished",
+    _READONLY: "it is read-only: check the permissions of the file and its folder",
+    _FULL: "the disk is full: make room and try again",
+    _CORRUPT: "it is damaged: restore it from a backup",
+    _CANTOPEN: "it cannot be opened: check the path and its permissions",
+    _NOTADB: "it is not a SQLite database",
+}
+
+
+def _wants_writer(error: sqlite3.Error) -> bool:
+    return result_code(error) in (LOCKED, _READONLY)
+
+
+def unavailable(error: sqlite3.Error, verb: str) -> DatabaseUnavailable:
+    return DatabaseUnavailable(
+        f"The database of the secrets cannot be {verb}: {_cause(error)}"
+    )
+
+
+def _cause(error: sqlite3.Error) -> str:
+    return _CAUSES.get(result_code(error), f"SQLite says: {error}")
+
+
+def _describe(db: Database) -> str:
+    return repr(db.path or db.name)
+
+
+def is_temporary(db: Database) -> bool:
+    """Whether the database is gone when the process ends."""
+    return bool(db.is_memory or getattr(db, "is_temp_disk", False))
+
+
+_TURN_SECONDS = 0.002
+
+
+class Reader:
+    """Runs queries on the event loop, on one connection that is already open.
+
+    That costs less than handing the work to a thread. A query that would have to wait for
+    a lock, or that meets another one in progress, is left to a thread. Callers in a tight
+    loop let the event loop turn every two milliseconds. The connection belongs to
+    Datasette's `Database`, which closes it with itself.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        self._lock = threading.Lock()
+        self._conn: sqlite3.Connection | None = None
+        self._turn_ends = 0.0
+        self._turning = False
+
+    async def select(
+        self, sql: str, parameters: dict[str, object]
+    ) -> list[tuple[Any, ...]] | None:
+        """All rows of a query, or None when it has to go through a thread."""
+        if time.perf_counter() > self._turn_ends:
+            await self._turn()
+        # Memory has no file to open, and its tables can be locked: threads wait better.
+        if self.db.is_memory or not self._lock.acquire(blocking=False):
+            return None
+        try:
+            conn = self._conn or self._connect()
+            # All rows are fetched: an open cursor would hold the write-ahead log.
+            return conn.execute(sql, parameters).fetchall()
+        except (sqlite3.Error, UnicodeEncodeError):
+            # Whatever it is, the way through Datasette's threads waits for it, makes
+            # allowances for it (text that is no UTF-8), or says it.
+            return None
+        finally:
+            self._lock.release()
+
+    async def _turn(self) -> None:
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._begin_turn)
+        await asyncio.sleep(0)
+
+    def _begin_turn(self) -> None:
+        self._turning = False
+        self._turn_ends = time.perf_counter() + _TURN_SECONDS
+
+    def _connect(self) -> sqlite3.Connection:
+        if getattr(self.db, "_closed", False):  # it would be opened once more
+            raise sqlite3.ProgrammingError
+        conn: sqlite3.Connection = self.db.connect()
+        conn.execute("pragma query_only = on").fetchall()
+        conn.execute("pragma busy_timeout = 0").fetchall()
+        self._conn = conn
+        return conn
+
+
+@contextmanager
+def tuple_cursor(conn: sqlite3.Connection) -> Iterator[sqlite3.Cursor]:
+    """A cursor that makes tuples of str, at half the cost of Datasette's settings."""
+    text_factory = conn.text_factory
+    conn.text_factory = str
+    cursor = conn.cursor()
+    cursor.row_factory = None
+    try:
+        yield cursor
+    finally:
+        conn.text_factory = text_factory
+
+
+async def journal_mode(db: Database) -> str:
+    """`wal`, `delete`, … : the administrator's choice. Raises DatabaseUnavailable."""
+
+    def secrets_journal_mode(conn: sqlite3.Connection) -> str:
+        return str(conn.execute("pragma journal_mode").fetchall()[0][0])
+
+    return await read(db, secrets_journal_mode)
+
+
+async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
+    """Remove what deleted and replaced content left in the database's files.
+
+    With `vacuum` the file is rewritten; then the write-ahead log, if there is one, is
+    moved into the file and emptied. What could not be done is said, not raised: the
+    change before it was made all the same.
+    """
+
+    def clean_up_secrets(conn: sqlite3.Connection) -> CleanUp:
+        remains = []
+        log_emptied = True
+        try:
+            conn.execute("pragma secure_delete = on").fetchall()
+            if vacuum:
+                conn.execute("vacuum")
+        except sqlite3.DatabaseError as error:
+            remains.append(
+                "old ciphertext may remain in the file, which could not be rewritten: "
+                f"{_cause(error)}"
+            )
+        vacuumed = vacuum and not remains
+        try:
+            [(busy, *_)] = conn.execute("pragma wal_checkpoint(truncate)").fetchall()
+            log_emptied = not busy
+        except sqlite3.DatabaseError as error:
+            log_emptied = False
+            remains.append(f"the write-ahead log could not be emptied: {_cause(error)}")
+        return CleanUp(
+            vacuumed, log_emptied, "; ".join(remains) or None, failed=bool(remains)
+        )
+
+    # On a connection of its own, outside of Datasette's write hooks: those take a table
+    # that VACUUM moved to another page for one that was renamed.
+    try:
+        return await db.execute_isolated_fn(clean_up_secrets)  # type: ignore[no-any-return]
+    except sqlite3.DatabaseError as error:
+        raise unavailable(error, "cleaned up") from None
+
+
+def file_bytes(db: Database) -> int:
+    """The size of the database's file, 0 for one in memory."""
+    return int(db.size)

@@ -1,0 +1,61 @@
+"""One Datasette's settings, database, reader and recorder, put together at first use."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from . import config
+from .database import Reader
+from .last_used import LastUsedRecorder
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.database import Database
+
+
+_ATTRIBUTE = (
+    "_datasette_secrets_instance"  # an attribute, so that it goes with its Datasette
+)
+
+
+class Instance:
+    """One Datasette's settings, database, open connection and recorder, put together."""
+
+    def __init__(self, datasette: Datasette) -> None:
+        self.settings = config.load(datasette)
+        self.db: Database = config.find_database(datasette, self.settings)
+        self.last_used = LastUsedRecorder(self.db)
+        self.reader = Reader(self.db)
+
+    def environment_value(self, name: str) -> str | None:
+        """What a non-empty `DATASETTE_SECRETS_<NAME>` holds, unless it is a master key."""
+        try:
+            value = os.environ.get(config.ENV_PREFIX + name)
+        except UnicodeEncodeError:  # the name is no text that a variable can have
+            return None
+        if not value or self.settings.is_reserved(name):
+            return None
+        ring = self.settings.ring
+        if ring is not None and ring.any_appears_in(value):
+            return None
+        return value
+
+
+def get_instance(datasette: Datasette) -> Instance:
+    """The Datasette's vault, made at first use.
+
+    Raises as `config.load` and `config.find_database` do.
+    """
+    known: Instance | None = getattr(datasette, _ATTRIBUTE, None)
+    if known is None:
+        known = Instance(datasette)
+        setattr(datasette, _ATTRIBUTE, known)
+    return known
+
+
+async def stop(datasette: Datasette) -> None:
+    """Write the uses that wait."""
+    known: Instance | None = getattr(datasette, _ATTRIBUTE, None)
+    if known is not None:
+        await known.last_used.flush()

@@ -1,0 +1,62 @@
+"""Locks the tables in a database that can be browsed, against everybody, root included."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from datasette.permissions import PermissionSQL
+from datasette.resources import TableResource
+
+from . import config
+from .database import table_out_of_reach
+from .schema import TABLE
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+
+def table_lock(datasette: Datasette, action: str) -> list[PermissionSQL]:
+    """Rules that nobody, root included, may do `action` to the table of secrets.
+
+    They cover every action on tables, of other plugins too, wherever the table can be
+    browsed. The internal database has no table pages, unless its file is served as well.
+    """
+    known = datasette.actions.get(action)
+    if (
+        known is None
+        or known.resource_class is None
+        or not issubclass(known.resource_class, TableResource)
+    ):
+        return []
+    # Datasette binds the parameters of all rules together, so each has a name of its own.
+    parameters = {
+        f"datasette_secrets_database{number or ''}": name
+        for number, name in enumerate(config.exposed_names(datasette))
+    }
+    return [
+        PermissionSQL(
+            sql=(
+                f"select :{parameter} as parent, 'datasette_secrets' as child, "
+                "0 as allow, 'only datasette-secrets touches this table' as reason"
+            ),
+            params={parameter: name},
+        )
+        for parameter, name in parameters.items()
+    ]
+
+
+def write_lock(datasette: Datasette, database: str, request: object) -> Any:
+    """A wrapper of Datasette's own writes that keeps them away from the table of secrets.
+
+    `table_lock` forbids them already; but before Datasette 1.0a39 its API to create a
+    table asks for permissions on the database alone, and then inserts into one that is
+    there. The writes of this plugin come with no request.
+    """
+    if request is None or database not in config.exposed_names(datasette):
+        return None
+
+    def out_of_reach(conn: Any) -> Any:
+        with table_out_of_reach(conn, TABLE):
+            yield
+
+    return out_of_reach

@@ -1,0 +1,217 @@
+"""The tables and their migrations, and what somebody else made of them.
+
+A migration that shipped is never edited, and every one can run again without harm: the
+record of what ran lies in a table that others can write. The table of 0.x is migrated in
+place and never rebuilt, since a rebuild leaves old copies in the file.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import weakref
+from typing import TYPE_CHECKING
+
+import sqlite_utils
+
+from .database import read, write
+from .errors import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from datasette.database import Database
+
+
+TABLE = "datasette_secrets"
+
+
+# No secret is ever set this often: a row with a greater version is damaged, and must not
+# leave the versions to come without a number.
+VERSION_MAX = 2**53
+
+
+migrations = sqlite_utils.Migrations("datasette-secrets")
+
+
+INDEX = f"{TABLE}_name_version"
+
+
+@migrations(name="0001_table")
+def _create_table(db: sqlite_utils.Database) -> None:
+    db.execute(
+        f"""create table if not exists {TABLE} (
+            id integer primary key,
+            name text not null,
+            note text,
+            version integer not null default 1,
+            encrypted blob,
+            encryption_key_name text not null,
+            created_at text,
+            created_by text,
+            updated_at text,
+            updated_by text,
+            deleted_at text,
+            deleted_by text,
+            last_used_at text,
+            last_used_by text,
+            wrapped_key blob,
+            envelope_version integer
+        )"""
+    )
+    columns = {row[1] for row in db.execute(f"pragma table_info({TABLE})").fetchall()}
+    for column, type_ in (("wrapped_key", "blob"), ("envelope_version", "integer")):
+        if column not in columns:
+            db.execute(f"alter table {TABLE} add column {column} {type_}")
+
+
+@migrations(name="0002_unique_versions")
+def _make_versions_unique(db: sqlite_utils.Database) -> None:
+    """0.x could store one version twice, and serves any version, numbered or not.
+
+    The row that it served stays the newest.
+    """
+    names = db.execute(
+        f"""select name from {TABLE} group by name, version having count(*) > 1
+        union select name from {TABLE} where encrypted is not null
+            and wrapped_key is null and envelope_version is null
+            and not (typeof(version) = 'integer' and version between 1 and {VERSION_MAX - 1})
+        """  # noqa: S608
+    ).fetchall()
+    for (name,) in names:
+        _renumber(db, name)
+    still_doubled = db.execute(
+        f"select 1 from {TABLE} group by name, version having count(*) > 1 limit 1"  # noqa: S608
+    ).fetchall()
+    if not still_doubled:
+        db.execute(
+            f"create unique index if not exists {INDEX} on {TABLE} (name, version)"
+        )
+
+
+def _renumber(db: sqlite_utils.Database, name: str) -> None:
+    """Give each version of `name` that 0.x wrote a number of its own, order kept.
+
+    A version in an envelope is tied to its number and keeps it.
+    """
+    rows = db.execute(
+        f"select id, version, wrapped_key is null from {TABLE} "  # noqa: S608
+        "where name = :name order by version, id desc",
+        {"name": name},
+    ).fetchall()
+    taken = {version for _, version, is_free in rows if not is_free}
+    last = 0
+    for row_id, version, is_free in rows:
+        if is_free:
+            number = max(last + 1, version if _is_number(version) else 1)
+            while number in taken:
+                number += 1
+            db.execute(
+                f"update {TABLE} set version = :number where id = :id",  # noqa: S608
+                {"number": number, "id": row_id},
+            )
+            last = number
+        elif _is_number(version):
+            last = max(last, version)
+
+
+def _is_number(version: object) -> bool:
+    return isinstance(version, int) and version < VERSION_MAX
+
+
+def _apply_migrations(conn: sqlite3.Connection) -> None:
+    db = sqlite_utils.Database(conn, execute_plugins=False)
+    if _can_record(conn):
+        migrations.apply(db)
+    if not _is_complete(conn):
+        _create_table(db)
+        _make_versions_unique(db)
+
+
+def _can_record(conn: sqlite3.Connection) -> bool:
+    """Whether the record of migrations is one, or can be made."""
+    table = migrations.migrations_table
+    rows = conn.execute(
+        "select type from sqlite_master where name = :table", {"table": table}
+    ).fetchall()
+    columns = {row[1] for row in conn.execute(f"pragma table_info({table})").fetchall()}
+    return not rows or (
+        rows[0][0] == "table" and {"migration_set", "name", "applied_at"} <= columns
+    )
+
+
+def _is_complete(conn: sqlite3.Connection) -> bool:
+    columns = {row[1] for row in conn.execute(f"pragma table_info({TABLE})").fetchall()}
+    indexes = {row[1] for row in conn.execute(f"pragma index_list({TABLE})").fetchall()}
+    return {"wrapped_key", "envelope_version"} <= columns and INDEX in indexes
+
+
+async def migrate(db: Database) -> None:
+    """Bring the table to this version's shape; does nothing when it has it already.
+
+    Raises DatabaseUnavailable.
+    """
+
+    def migrate_secrets_table(conn: sqlite3.Connection) -> None:
+        _apply_migrations(conn)
+
+    await write(db, migrate_secrets_table)
+
+
+async def what_others_made(db: Database) -> list[str]:
+    """What of the table neither this plugin nor 0.x made, in sentences.
+
+    Whoever can write to the database can make it; what it does is done behind the back
+    of every statement here. Raises DatabaseUnavailable.
+    """
+
+    def what_others_made_of_secrets(conn: sqlite3.Connection) -> list[str]:
+        triggers = conn.execute(
+            "select name from sqlite_master where type = 'trigger' "
+            "and tbl_name = :table collate nocase order by name",
+            {"table": TABLE},
+        ).fetchall()
+        made = [
+            f"The table of the secrets has a trigger that this plugin did not make, "
+            f"'{name}': it may undo, forge or copy what is changed"
+            for (name,) in map(tuple, triggers[:10])
+        ]
+        return made if _is_own_table(conn) else [*made, _NOT_OWN_TABLE]
+
+    return await read(db, what_others_made_of_secrets)
+
+
+async def require_own_table(db: Database) -> None:
+    """Raises DatabaseUnavailable where the rows cannot be gone through by their ids."""
+    if not await read(db, _is_own_table):
+        raise DatabaseUnavailable(_NOT_OWN_TABLE)
+
+
+_NOT_OWN_TABLE = (
+    "The table of the secrets is not one that this plugin made: it is a view, or its id "
+    "is no integer primary key. Restore it from a backup"
+)
+
+
+def _is_own_table(conn: sqlite3.Connection) -> bool:
+    """Whether it is a table whose ids are whole numbers, or not there at all."""
+    kinds = conn.execute(
+        "select type from sqlite_master where name = :table collate nocase",
+        {"table": TABLE},
+    ).fetchall()
+    keys = [
+        (row[1], row[2].upper())
+        for row in conn.execute(f"pragma table_info({TABLE})").fetchall()
+        if row[5]
+    ]
+    return not kinds or (kinds[0][0] == "table" and keys == [("id", "INTEGER")])
+
+
+_migrated: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+async def ensure_migrated(db: Database) -> None:
+    """Migrate once in the life of this process, before the first write.
+
+    Raises DatabaseUnavailable.
+    """
+    if db not in _migrated:
+        await migrate(db)
+        _migrated.add(db)

@@ -1,0 +1,145 @@
+"""The objects of the JSON API and of `--json`. Times are UTC as stored, actors are IDs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from . import health
+
+if TYPE_CHECKING:
+    from . import database, listing, registry, rotation, store, upgrade
+    from .instance import Instance
+
+
+def obtain_url(registered: registry.Secret | None) -> str | None:
+    """Where to get the secret, if that is a web address."""
+    url = registered.obtain_url if registered else None
+    try:
+        return url if url and urlsplit(url).scheme in ("http", "https") else None
+    except ValueError:
+        return None
+
+
+def secret_json(listed: listing.Listed) -> dict[str, Any]:
+    registered, newest = listed.registered, listed.newest
+    return {
+        "name": listed.name,
+        "state": listed.state,
+        "registered": registered is not None,
+        "description": registered.description if registered else None,
+        "obtain_url": obtain_url(registered),
+        "obtain_label": registered.obtain_label if registered else None,
+        **(_version_json(newest) if newest else dict.fromkeys(_VERSION_KEYS)),
+        "last_used_at": jsonable(listed.used.at),
+        "last_used_by": jsonable(listed.used.by),
+    }
+
+
+def version_json(version: store.Version, state: str) -> dict[str, Any]:
+    known = _version_json(version)
+    return {"version": known.pop("version"), "state": state, **known}
+
+
+_VERSION_KEYS = (
+    "version",
+    "note",
+    "key_id",
+    "created_at",
+    "created_by",
+    "updated_at",
+    "updated_by",
+    "deleted_at",
+    "deleted_by",
+    "last_used_at",
+    "last_used_by",
+)
+
+
+def _version_json(version: store.Version) -> dict[str, Any]:
+    known = {key: jsonable(getattr(version, key)) for key in _VERSION_KEYS}
+    return {**known, "key_id": None} if version.is_destroyed else known
+
+
+def jsonable(known: object) -> object:
+    """What a damaged row holds in place of text or a number, as text."""
+    return known if known is None or isinstance(known, (str, int)) else str(known)
+
+
+def key_json(key: health.KeyRow) -> dict[str, Any]:
+    return {
+        "id": key.key_id,
+        "primary": key.is_primary,
+        "configured": key.is_configured,
+        "removable": key.is_removable,
+        "versions": key.versions,
+    }
+
+
+def rotation_json(instance: Instance, report: rotation.Rotation) -> dict[str, Any]:
+    return {
+        "ok": is_well(report),
+        "database": database_path(instance),
+        "dry_run": report.dry_run,
+        "to_change": report.to_change,
+        "changed": report.changed,
+        "current": report.current,
+        "problems": [problem_json(each) for each in report.problems],
+        "keys": keys_json(instance, report.census) if report.census else [],
+        "clean_up": clean_up_json(report.clean_up),
+    }
+
+
+def upgrade_json(instance: Instance, report: upgrade.Upgrade) -> dict[str, Any]:
+    return {
+        "ok": is_well(report),
+        "database": database_path(instance),
+        "dry_run": report.dry_run,
+        "found": [{"name": name, "version": version} for name, version in report.found],
+        "changed": report.changed,
+        "problems": [problem_json(each) for each in report.problems],
+        "clean_up": clean_up_json(report.clean_up),
+    }
+
+
+def database_path(instance: Instance) -> str:
+    return str(instance.db.path or instance.db.name)
+
+
+def problem_json(problem: rotation.Problem) -> dict[str, Any]:
+    return {
+        "name": problem.name,
+        "version": problem.version,
+        "code": problem.code,
+        "message": problem.message,
+        "remedy": problem.remedy,
+    }
+
+
+def keys_json(instance: Instance, census: rotation.Census) -> list[dict[str, Any]]:
+    return [
+        {**key_json(key), "source": key.source or None}
+        for key in health.key_rows(census, instance.settings.sources)
+    ]
+
+
+def is_well(report: rotation.Rotation | upgrade.Upgrade) -> bool:
+    """Whether nothing is left to do or to mend."""
+    if report.dry_run:
+        return not report.problems
+    return report.complete and is_clean(report.clean_up)
+
+
+def is_clean(clean_up: database.CleanUp | None) -> bool:
+    """Whether a clean-up, if there was one, did all that it was to do."""
+    return clean_up is None or (clean_up.log_emptied and not clean_up.failed)
+
+
+def clean_up_json(clean_up: database.CleanUp | None) -> dict[str, Any] | None:
+    if clean_up is None:
+        return None
+    return {
+        "vacuumed": clean_up.vacuumed,
+        "log_emptied": clean_up.log_emptied,
+        "remains": clean_up.remains,
+    }

@@ -1,0 +1,57 @@
+"""The pages and the JSON API: where they are, and the links to them.
+
+A value goes in here and never comes out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .answer import LIST, is_allowed
+from .encryption import rotate_page, upgrade_page
+from .secrets import action_page, add_page, list_page, secret_page
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+
+def menu_links(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
+    """The link in Datasette's menu, for those who may manage secrets."""
+
+    async def links() -> list[dict[str, str]]:
+        if not await is_allowed(datasette, actor):
+            return []
+        return [{"href": datasette.urls.path(LIST), "label": "Manage secrets"}]
+
+    return links
+
+
+def jump_items(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
+    """The entry in Datasette's jump menu, for those who may manage secrets."""
+    from datasette.jump import JumpSQL
+
+    async def items() -> list[JumpSQL]:
+        if not await is_allowed(datasette, actor):
+            return []
+        return [
+            JumpSQL.menu_item(
+                label="Manage secrets",
+                url=datasette.urls.path(LIST),
+                description="API keys and other credentials that plugins use",
+            )
+        ]
+
+    return items
+
+
+ROUTES = (
+    (r"^/-/secrets(?P<format>\.json)?$", list_page),
+    (r"^/-/secrets/-/add$", add_page),
+    (r"^/-/secrets/-/rotate$", rotate_page),
+    (r"^/-/secrets/-/upgrade$", upgrade_page),
+    (
+        r"^/-/secrets/(?P<name>[^/]+)/-/(?P<action>set|delete|restore|rollback|destroy)$",
+        action_page,
+    ),
+    (r"^/-/secrets/(?P<name>[^/]+?)(?P<format>\.json)?$", secret_page),
+)

@@ -1,0 +1,200 @@
+"""What every page goes through: permission, errors, headers, HTML or JSON.
+
+Only actors with the permission `manage-secrets` get further than `view`, which lets no
+exception out: with `rich` installed, Datasette prints the locals of every frame of one.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from datasette.utils import await_me_maybe
+from datasette.utils.asgi import Request, Response
+
+from .. import config
+from ..errors import (
+    CannotOpen,
+    DatabaseUnavailable,
+    NeedsUpgrade,
+    SecretsError,
+    UnknownMasterKey,
+    VersionConflict,
+)
+from . import present
+from .request import Refused, method, wants_json
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+    View = Callable[[Datasette, Request], Awaitable[Response]]
+
+
+LIST = "/-/secrets"
+
+
+_TEMPLATES = "datasette_secrets"
+
+
+_STATUSES: tuple[tuple[type[SecretsError], int], ...] = (
+    (VersionConflict, 409),
+    (NeedsUpgrade, 409),
+    (UnknownMasterKey, 409),
+    (CannotOpen, 409),
+    (DatabaseUnavailable, 503),
+)
+
+
+_HEADINGS = {404: "Not found", 500: "Something went wrong", 503: "Not available"}
+
+
+async def is_allowed(datasette: Datasette, actor: dict[str, Any] | None) -> bool:
+    return bool(await datasette.allowed(action="manage-secrets", actor=actor))
+
+
+def view(*methods: str) -> Callable[[View], View]:
+    """A view for these methods that checks the permission and lets no exception out."""
+
+    def decorate(view: View) -> View:
+        @functools.wraps(view)
+        async def guarded(datasette: Datasette, request: Request) -> Response:
+            try:
+                response = await _answer(view, methods, datasette, request)
+            except Exception as error:  # see the top of this module
+                response = await _error(datasette, request, error)
+            return _uncached(response)
+
+        return guarded
+
+    return decorate
+
+
+async def _answer(
+    view: View, methods: tuple[str, ...], datasette: Datasette, request: Request
+) -> Response:
+    if not await is_allowed(datasette, request.actor):
+        return await _forbidden(datasette, request)
+    if method(request) not in methods:
+        raise not_allowed(*methods)
+    return await view(datasette, request)
+
+
+def _uncached(response: Response) -> Response:
+    for name in [name for name in response.headers if name.lower() == "cache-control"]:
+        del response.headers[name]
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Frame-Options"] = "DENY"
+    return response
+
+
+async def _forbidden(datasette: Datasette, request: Request) -> Response:
+    """A refusal. To a browser it is the one of `forbidden` plugins, a sign-in page say."""
+    from datasette.plugins import pm
+
+    message = "Permission denied: this needs manage-secrets"
+    if not wants_json(request):
+        for answer in pm.hook.forbidden(
+            datasette=datasette, request=request, message=message
+        ):
+            response: Response | None = await await_me_maybe(answer)
+            if response is not None:
+                return response
+    return json_error(message, 403)
+
+
+async def _error(datasette: Datasette, request: Request, error: Exception) -> Response:
+    status, sentence = await explain(datasette, error)
+    headers = getattr(error, "headers", None)
+    if wants_json(request):
+        return json_error(sentence, status, headers=headers)
+    try:
+        response = await page(
+            datasette,
+            request,
+            "error",
+            {"sentence": sentence, "heading": _HEADINGS.get(status, "Not done")},
+            status=status,
+        )
+    except Exception as second:  # see the top of this module
+        _report(second)
+        response = Response.text(sentence, status=status)
+    response.headers.update(headers or {})
+    return response
+
+
+async def explain(datasette: Datasette, error: Exception) -> tuple[int, str]:
+    """The status and the sentence for an error. Nothing of an unexpected one is shown."""
+    if isinstance(error, Refused):
+        return error.status, str(error)
+    if isinstance(error, VersionConflict):
+        return 409, await _explain_conflict(datasette, error)
+    if isinstance(error, SecretsError):
+        status = next(
+            (code for kind, code in _STATUSES if isinstance(error, kind)), 400
+        )
+        return status, str(error)
+    _report(error)
+    return 500, "Something went wrong; the server's log names what"
+
+
+async def _explain_conflict(datasette: Datasette, error: VersionConflict) -> str:
+    """Who was first, and when. Nothing of what was sent in vain."""
+    if not error.updated_at:
+        return str(error)
+    ids = {error.updated_by} if error.updated_by else set()
+    names = await present.actor_names(datasette, ids)
+    who = names.get(error.updated_by or "", error.updated_by or "somebody unknown")
+    return (
+        f"Nothing was changed: {error.name} is at version {error.actual}, changed by "
+        f"{who} at {error.updated_at} UTC, and no longer at version {error.expected} as "
+        "it was for you. Look at what is there now before you try again"
+    )
+
+
+def _report(error: Exception) -> None:
+    print(f"{config.PLUGIN}: {type(error).__name__} in a page", file=sys.stderr)
+
+
+async def page(
+    datasette: Datasette,
+    request: Request,
+    template: str,
+    context: dict[str, Any],
+    *,
+    status: int = 200,
+) -> Response:
+    """A page. Its context can be looked at with `?_context=1`, so it never has a value."""
+    known = {"list_url": datasette.urls.path(LIST), "plugin": config.PLUGIN}
+    html = await datasette.render_template(
+        f"{_TEMPLATES}/{template}.html", {**known, **context}, request=request
+    )
+    response: Response = Response.html(html, status=status)
+    return response
+
+
+def json_response(content: dict[str, Any]) -> Response:
+    response: Response = Response.json(content)
+    return response
+
+
+def json_error(
+    sentence: str, status: int, headers: dict[str, str] | None = None
+) -> Response:
+    response: Response = Response.error(sentence, status, headers=headers)
+    return response
+
+
+def redirect(url: str) -> Response:
+    response: Response = Response.redirect(url)
+    return response
+
+
+def not_allowed(*methods: str) -> Refused:
+    allow = ", ".join(methods)
+    return Refused(405, f"This address takes {allow} only", {"Allow": allow})
+
+
+def as_sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
