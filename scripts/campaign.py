@@ -38,10 +38,7 @@ from hypothesis import strategies as st  # noqa: E402
 from hypothesis.stateful import run_state_machine_as_test  # noqa: E402
 from support import decoder, faults, traffic  # noqa: E402
 
-from datasette_secrets import (
-    database,
-    envelope,  # noqa: E402
-)
+from datasette_secrets import envelope  # noqa: E402
 
 PROCESSORS = os.cpu_count() or 1
 
@@ -239,7 +236,7 @@ def kills(campaign: Campaign) -> None:
 
     def kill(store: Killed) -> None:
         store.command("set", "FIRST", "--create", stdin="the first value")
-        store.values = database.read()
+        store.values = store.read()
         while store.outcomes["killed"] < -(-wanted // len(stores)):
             store.once()
 

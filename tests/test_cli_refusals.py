@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from support.console import DATASETTE, Console, key_id, plugin, sentence
 
-from datasette_secrets import database, envelope, instance, schema
+from datasette_secrets import database, envelope, schema
 from datasette_secrets.cli import commands, output, prompt
 from datasette_secrets.last_used import LastUsedRecorder
 

@@ -47,10 +47,21 @@ LAYERS = [
 ]
 # The same within a folder.
 FOLDERS = {
-    "cli": [{"cli"}, {"cli.commands"}, {"cli.serve"}, {"cli.prompt"}, {"cli.output"}]
-    + [{"cli.arguments"}],
-    "web": [{"web"}, {"web.secrets"}, {"web.encryption"}, {"web.answer"}]
-    + [{"web.present"}, {"web.request"}],
+    "cli": [
+        {"cli"},
+        {"cli.commands"},
+        {"cli.serve"},
+        {"cli.prompt"},
+        {"cli.output"},
+        {"cli.arguments"},
+    ],
+    "web": [
+        {"web"},
+        {"web.secrets"},
+        {"web.encryption"},
+        {"web.answer"},
+        {"web.present", "web.request"},
+    ],
 }
 LOAD_EVERY_PLUGIN = ("datasette.app", "datasette.cli", "datasette.plugins")
 LINES_MAX = 600
@@ -64,7 +75,9 @@ _SQL = re.compile(
 
 
 def levels(layers: list[set[str]]) -> dict[str, int]:
-    return {name: level for level, names in enumerate(reversed(layers)) for name in names}
+    return {
+        name: level for level, names in enumerate(reversed(layers)) for name in names
+    }
 
 
 LEVEL = levels(LAYERS)

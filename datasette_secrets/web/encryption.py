@@ -11,12 +11,12 @@ from ..errors import MissingExtra, SecretsError
 from ..instance import get_instance
 from .answer import (
     LIST,
+    as_sentence,
     explain,
     json_response,
     not_allowed,
     page,
     redirect,
-    as_sentence,
     view,
 )
 from .request import Refused, actor_id, flag, method, read_action, wants_json

@@ -17,8 +17,8 @@ from ..errors import InvalidSecret, SecretsError, VersionConflict
 from ..instance import Instance, get_instance
 from . import present
 from .answer import (
-    as_sentence,
     LIST,
+    as_sentence,
     explain,
     json_error,
     json_response,
