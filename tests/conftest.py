@@ -27,6 +27,7 @@ Helpers are in tests/support:
     hunt               how a leak is recognised; forks and watching_plugin serve test_leaks
     faults             one command that fails at its n-th write; fault_shim.c makes it fail
     traffic            one of several processes that use a database at once
+    servers            `datasette serve` processes, and clients that never stop asking
 
 Frozen data is in tests/vectors.
 """

@@ -2,100 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import shutil
 import signal
-import socket
-import subprocess
-import threading
-import urllib.request
 
 import pytest
-from support.console import DATASETTE, Console, key_id
+from support.console import Console, key_id
+from support.servers import Clients, Server
 from support.terminal import Terminal
 
 from datasette_secrets import envelope
 
 OLD, NEW = envelope.generate_master_key(), envelope.generate_master_key()
-SERVED = """
-from datasette import Response, hookimpl
-from datasette_secrets import get_secret
-
-async def read(datasette):
-    return Response.json([
-        await get_secret(datasette, name, "reader") for name in ("A", "B", "GONE")
-    ])
-
-@hookimpl
-def register_routes():
-    return [(r"^/-/read$", read)]
-"""
-
-
-class Server:
-    """A server process, and a thread that reads secrets from it all the while."""
-
-    def __init__(self, console: Console) -> None:
-        plugins = console.folder / "plugins"
-        plugins.mkdir()
-        plugins.joinpath("reading.py").write_text(SERVED)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self._log = (console.folder / "server.log").open("wb")
-        self._process = subprocess.Popen(
-            [
-                *DATASETTE,
-                *("serve", "--port", str(self._port), "--plugins-dir", str(plugins)),
-                *console.options,
-            ],
-            stdout=self._log,
-            stderr=self._log,
-        )
-        self._reading = threading.Thread(target=self._read_on)
-        self._stopping = threading.Event()
-        self._read_once = threading.Condition()
-        self.failures: list[str] = []
-
-    def __enter__(self) -> Server:
-        while True:
-            assert self._process.poll() is None
-            with contextlib.suppress(OSError):
-                self.read()
-                break
-        self._reading.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._reading.join()
-        self._process.terminate()
-        self._process.wait()
-        self._log.close()
-
-    def read(self) -> list[str | None]:
-        url = f"http://127.0.0.1:{self._port}/-/read"
-        with urllib.request.urlopen(url, timeout=60) as response:
-            found: list[str | None] = json.load(response)
-        return found
-
-    def _read_on(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                if self.read()[1] != "B value 1":
-                    self.failures.append("another value")
-            except (OSError, ValueError) as error:
-                self.failures.append(type(error).__name__)
-            with self._read_once:
-                self._read_once.notify_all()
-
-    def wait_for_a_read(self) -> None:
-        """Until one that began after this has ended."""
-        with self._read_once:
-            for _ in range(2):
-                assert self._read_once.wait(60)
 
 
 @pytest.fixture
@@ -112,7 +31,7 @@ def test_every_command_runs_beside_a_server_that_misses_no_read(
     old: Console, journal: str
 ) -> None:
     old.sql(f"pragma journal_mode = {journal}")
-    with Server(old) as server:
+    with Server(old) as server, Clients(server, names=("B",), writers=0) as clients:
         for arguments, given in (
             (("status",), None),
             (("set", "A"), "A value 4"),
@@ -129,11 +48,11 @@ def test_every_command_runs_beside_a_server_that_misses_no_read(
             (("verify",), None),
         ):
             old.ok(*arguments, input=given)
-            server.wait_for_a_read()
-        assert server.read() == ["A value 5", "B value 1", None]
+            clients.carry_on()
+        assert server.read("A", "B", "GONE") == ["A value 5", "B value 1", None]
         old.ok("restore", "GONE", "--yes")
-        assert server.read()[2] == "GONE value 3"
-    assert server.failures == []
+        assert server.read("GONE") == ["GONE value 3"]
+    assert clients.failures == []
     assert old.json("status")["ok"] is True
     used = {each["name"]: each for each in old.json("list")["secrets"]}
     assert used["B"]["last_used_by"] == "reader"
