@@ -9,7 +9,7 @@ PY      := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-dependents test-matrix campaign mutants lint check bench screenshots dist clean
+.PHONY: help run demo test test-dependents test-replication test-matrix campaign mutants lint check bench screenshots dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -25,6 +25,9 @@ test: $(VENV)/.test  ## run the test suite (ARGS=… is passed to pytest)
 
 test-dependents: $(VENV)/.test  ## test beside the plugins that depend on this one, and after 0.x
 	$(PY) scripts/dependents.py
+
+test-replication: $(VENV)/.test  ## test beside a real Litestream (Linux, macOS)
+	$(PY) -m pytest -m replication $(ARGS)
 
 test-matrix: $(VENV)/.test  ## the suite on each Python and the oldest and newest of what it needs
 	$(PY) scripts/matrix.py $(ARGS)

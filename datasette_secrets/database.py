@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .errors import DatabaseUnavailable, InvalidSecret
@@ -32,13 +33,14 @@ class CleanUp(NamedTuple):
     """What a clean-up could do.
 
     `remains` says what may be left in the files, if anything; `failed`: because something
-    that was to be done could not be.
+    that was to be done could not be. `litestream`: Litestream copies the database, or did.
     """
 
     vacuumed: bool
     log_emptied: bool
     remains: str | None = None
     failed: bool = False
+    litestream: bool = False
 
 
 _NOT_UTF8 = "The name of a secret is valid UTF-8: no half of a surrogate pair"
@@ -303,7 +305,11 @@ async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
             log_emptied = False
             remains.append(f"the write-ahead log could not be emptied: {_cause(error)}")
         return CleanUp(
-            vacuumed, log_emptied, "; ".join(remains) or None, failed=bool(remains)
+            vacuumed,
+            log_emptied,
+            "; ".join(remains) or None,
+            failed=bool(remains),
+            litestream=_has_litestream(conn, db.path),
         )
 
     # On a connection of its own, outside of Datasette's write hooks: those take a table
@@ -312,6 +318,14 @@ async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
         return await db.execute_isolated_fn(clean_up_secrets)  # type: ignore[no-any-return]
     except sqlite3.DatabaseError as error:
         raise unavailable(error, "cleaned up") from None
+
+
+def _has_litestream(conn: sqlite3.Connection, path: str | None) -> bool:
+    """Whether Litestream's folder is beside the file, or its tables are in it."""
+    if path and Path(path).with_name(f".{Path(path).name}-litestream").exists():
+        return True
+    query = "select 1 from sqlite_master where name = '_litestream_seq'"
+    return bool(conn.execute(query).fetchall())
 
 
 def file_bytes(db: Database) -> int:

@@ -78,7 +78,7 @@ def key_json(key: health.KeyRow) -> dict[str, Any]:
 
 def rotation_json(instance: Instance, report: rotation.Rotation) -> dict[str, Any]:
     return {
-        "ok": is_well(report),
+        "ok": exit_code(report) == 0,
         "database": database_path(instance),
         "dry_run": report.dry_run,
         "to_change": report.to_change,
@@ -92,7 +92,7 @@ def rotation_json(instance: Instance, report: rotation.Rotation) -> dict[str, An
 
 def upgrade_json(instance: Instance, report: upgrade.Upgrade) -> dict[str, Any]:
     return {
-        "ok": is_well(report),
+        "ok": exit_code(report) == 0,
         "database": database_path(instance),
         "dry_run": report.dry_run,
         "found": [{"name": name, "version": version} for name, version in report.found],
@@ -123,16 +123,17 @@ def keys_json(instance: Instance, census: rotation.Census) -> list[dict[str, Any
     ]
 
 
-def is_well(report: rotation.Rotation | upgrade.Upgrade) -> bool:
-    """Whether nothing is left to do or to mend."""
+def exit_code(report: rotation.Rotation | upgrade.Upgrade) -> int:
+    """0: nothing is left to do or to mend. 1: something is wrong. 3: old copies remain."""
     if report.dry_run:
-        return not report.problems
-    return report.complete and is_clean(report.clean_up)
+        return 1 if report.problems else 0
+    return exit_code_of_clean_up(report.clean_up) if report.complete else 1
 
 
-def is_clean(clean_up: database.CleanUp | None) -> bool:
-    """Whether a clean-up, if there was one, did all that it was to do."""
-    return clean_up is None or (clean_up.log_emptied and not clean_up.failed)
+def exit_code_of_clean_up(clean_up: database.CleanUp | None) -> int:
+    """3 if a clean-up, if there was one, could not do all that it was to do."""
+    is_clean = clean_up is None or (clean_up.log_emptied and not clean_up.failed)
+    return 0 if is_clean else 3
 
 
 def clean_up_json(clean_up: database.CleanUp | None) -> dict[str, Any] | None:

@@ -391,10 +391,21 @@ async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.Clea
             "traces of old ciphertext may remain in unused parts of the file: run "
             "'datasette secrets rotate-key --vacuum' when it can be rewritten"
         )
-    if not done.log_emptied:
+    if not done.log_emptied and done.litestream:
+        remains.append(
+            "old ciphertext remains in the write-ahead log, which Litestream holds while "
+            "it runs: stop Litestream, run 'datasette secrets rotate-key', and start "
+            "Litestream again"
+        )
+    elif not done.log_emptied:
         remains.append(
             "old ciphertext remains in the write-ahead log, which another process "
             "holds: run 'datasette secrets rotate-key' again when that has finished"
+        )
+    if done.litestream:
+        remains.append(
+            "Litestream's folder beside the database and its replica keep older copies "
+            "until their retention ends"
         )
     return done._replace(remains="; ".join(remains) or None)
 

@@ -130,12 +130,36 @@ def test_a_log_that_another_process_holds_is_said_with_what_to_do(
         ]
         for process in running:
             _, stderr = process.communicate()
-            assert process.returncode == 1
+            assert process.returncode == 3
             assert "write-ahead log, which another process holds" in stderr
             assert "run 'datasette secrets rotate-key' again" in stderr
         assert found_in_files(littered, wraps)
     littered.ok("rotate-key")
     assert not found_in_files(littered, wraps)
+
+
+@pytest.mark.parametrize("littered", ["wal"], indirect=True)
+@pytest.mark.parametrize("trace", ["folder", "table"])
+def test_what_litestream_leaves_makes_the_sentence_name_it(
+    littered: Console, trace: str
+) -> None:
+    """tests/test_replication.py has a real Litestream."""
+    if trace == "folder":
+        (littered.folder / ".internal.db-litestream").mkdir()
+    else:
+        littered.sql("create table _litestream_seq (id integer primary key, seq int)")
+    with closing(sqlite3.connect(littered.internal, isolation_level=None)) as reader:
+        reader.execute("begin").close()
+        reader.execute("select count(*) from datasette_secrets").fetchall()
+        result = littered.run("rotate-key")
+    assert result.exit_code == 3
+    assert "which Litestream holds while it runs" in result.stderr
+    result = littered.run("rotate-key")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "Litestream's folder beside the database and its replica keep older copies "
+        "until their retention ends\n"
+    )
 
 
 def test_a_named_database_says_that_it_was_not_rewritten(littered: Console) -> None:

@@ -128,8 +128,7 @@ async def rotate_key(
         output.print_rotation(instance, report)
     output.say_why_incomplete(report)
     output.say_what_remains(report.clean_up)
-    if not serialize.is_well(report):
-        raise click.exceptions.Exit(1)
+    raise click.exceptions.Exit(serialize.exit_code(report))
 
 
 @click.command(cls=DatabaseCommand)
@@ -187,8 +186,7 @@ async def upgrade(
     else:
         output.print_upgrade(report)
     output.say_what_remains(report.clean_up)
-    if not serialize.is_well(report):
-        raise click.exceptions.Exit(1)
+    raise click.exceptions.Exit(serialize.exit_code(report))
 
 
 # Looking.
@@ -607,8 +605,7 @@ async def destroy(
     )
     click.echo(f"Destroyed {output.count(destroyed, 'version')} of {printable(name)}")
     output.say_what_remains(clean_up)
-    if not serialize.is_clean(clean_up):
-        raise click.exceptions.Exit(1)
+    raise click.exceptions.Exit(serialize.exit_code_of_clean_up(clean_up))
 
 
 def _destroy_question(
