@@ -49,7 +49,7 @@ from .errors import (
     UnknownMasterKey,
     VersionConflict,
 )
-from .registry import Secret, get_secrets
+from .registry import CheckResult, Secret, get_secrets
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CannotOpen",
+    "CheckResult",
     "DatabaseUnavailable",
     "InvalidMasterKey",
     "InvalidSecret",

@@ -32,7 +32,7 @@ class Listed(NamedTuple):
 
     name: str
     state: str
-    registered: registry.Secret | None
+    registered: registry.Registered | None
     newest: store.Version | None
     used: store.LastUse
 
@@ -53,7 +53,7 @@ async def list_secrets(
     """
     instance = get_instance(datasette)
     registered = {
-        secret.name: secret for secret in await registry.get_secrets(datasette)
+        secret.name: secret for secret in await registry.registered_secrets(datasette)
     }
     stored = await _newest_versions(instance, contains, after, limit)
     asked_for = {
@@ -104,7 +104,7 @@ async def waiting_secrets(datasette: Datasette, *, contains: str = "") -> list[L
     instance = get_instance(datasette)
     registered = [
         secret
-        for secret in await registry.get_secrets(datasette)
+        for secret in await registry.registered_secrets(datasette)
         if contains.casefold() in secret.name.casefold()
         and not instance.settings.is_reserved(secret.name)
     ]
@@ -126,7 +126,7 @@ async def count_secrets(datasette: Datasette, *, contains: str = "") -> int:
     instance = get_instance(datasette)
     registered = [
         secret.name
-        for secret in await registry.get_secrets(datasette)
+        for secret in await registry.registered_secrets(datasette)
         if contains.casefold() in secret.name.casefold()
         and not instance.settings.is_reserved(secret.name)
     ]
@@ -143,7 +143,7 @@ async def find_secret(datasette: Datasette, name: str) -> Listed | None:
         return None
     versions = await store.history(instance.db, name)
     registered = {
-        secret.name: secret for secret in await registry.get_secrets(datasette)
+        secret.name: secret for secret in await registry.registered_secrets(datasette)
     }
     if not versions and name not in registered:
         return None
@@ -155,7 +155,7 @@ async def find_secret(datasette: Datasette, name: str) -> Listed | None:
 def _listed(
     instance: Instance,
     name: str,
-    registered: registry.Secret | None,
+    registered: registry.Registered | None,
     newest: store.Version | None,
     used: store.LastUse | None,
 ) -> Listed:

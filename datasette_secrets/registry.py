@@ -1,18 +1,38 @@
-"""What plugins register: `Secret`, and the hook through which they do."""
+"""What plugins register: `Secret` with its check, and the hook through which they do."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 import sys
+from collections.abc import Awaitable, Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from datasette.hookspecs import hookspec
 from datasette.utils import await_me_maybe
 
+from .errors import printable
+
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from pluggy import PluginManager
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckResult:
+    """What the check of a secret found out about a value.
+
+    `outcome`: `"works"`, `"rejected"` or `"unknown"`. `message`: one sentence for the
+    person who asked. It must not contain the value.
+    """
+
+    outcome: str
+    message: str = ""
+
+
+Check = Callable[[str], Awaitable["CheckResult | bool | None"]]
 
 
 @dataclasses.dataclass
@@ -23,15 +43,36 @@ class Secret:
     `DATASETTE_SECRETS_<NAME>` can then be set in any shell. `description`: for people,
     may contain HTML. `obtain_url`: where to get one, http or https. `obtain_label`: the
     text of that link.
+
+    `check`: an async function that is given a value and asks the provider whether it
+    works. It returns a CheckResult, or True, False or None for works, rejected and
+    unknown. `looks_like`: a regular expression that most values match somewhere. The
+    browser shows a hint beside the field when the value that was typed does not.
     """
 
     name: str
     description: str | None = None
     obtain_url: str | None = None
     obtain_label: str | None = None
+    _: dataclasses.KW_ONLY
+    check: Check | None = None
+    looks_like: str | None = None
 
 
-EXAMPLE = Secret("EXAMPLE_SECRET", "An example secret")
+@dataclasses.dataclass
+class Registered(Secret):
+    """What the plugins that registered one name said of it, together.
+
+    The first plugin to register a name describes it. The check and the pattern are those
+    of the first that has one. `registered_by`: the names of the plugins, as
+    `/-/plugins` shows them. `checked_by`: the name of the plugin whose check it is.
+    """
+
+    registered_by: tuple[str, ...] = ()
+    checked_by: str | None = None
+
+
+EXAMPLE = Registered("EXAMPLE_SECRET", "An example secret")
 
 
 @hookspec
@@ -45,21 +86,82 @@ async def get_secrets(datasette: Datasette) -> list[Secret]:
     The first to register a name wins. While nothing is registered it is
     `EXAMPLE_SECRET`, so that a new user has something to try.
     """
+    return list(await registered_secrets(datasette))
+
+
+async def registered_secrets(datasette: Datasette) -> list[Registered]:
+    """The same, with what is known of the plugins that registered each."""
     # Importing this loads every plugin, and they import this package.
     from datasette.plugins import pm
 
-    by_name: dict[str, Secret] = {}
-    for registered in pm.hook.register_secrets(datasette=datasette):
+    by_name: dict[str, Registered] = {}
+    for plugin_name, registered in _call_each(pm, datasette):
         for secret in await await_me_maybe(registered) or ():
             if isinstance(secret, Secret) and isinstance(secret.name, str):
-                by_name.setdefault(secret.name, secret)
+                known = by_name.setdefault(secret.name, _registered(secret))
+                _add(known, secret, plugin_name)
             else:
-                print(
-                    "datasette-secrets: a plugin registered an object of type "
-                    f"{type(secret).__name__}, which is no Secret with a name: left out",
-                    file=sys.stderr,
+                _complain(
+                    plugin_name,
+                    f"registered an object of type {type(secret).__name__}, which is no "
+                    "Secret with a name: left out",
                 )
     return list(by_name.values()) or [EXAMPLE]
+
+
+def _call_each(pm: PluginManager, datasette: Datasette) -> Iterator[tuple[str, Any]]:
+    """The name of each plugin with the hook, and what its hook returned.
+
+    In the order in which pluggy calls them. A call through pluggy would not say which
+    result is whose.
+    """
+    distributions = dict(pm.list_plugin_distinfo())
+    for implementation in reversed(pm.hook.register_secrets.get_hookimpls()):
+        plugin = implementation.plugin
+        if plugin in distributions:
+            name = distributions[plugin].project_name
+        else:
+            name = getattr(plugin, "__name__", type(plugin).__name__)
+        arguments = [datasette for _ in implementation.argnames]
+        yield str(name), implementation.function(*arguments)
+
+
+def _registered(secret: Secret) -> Registered:
+    return Registered(
+        secret.name, secret.description, secret.obtain_url, secret.obtain_label
+    )
+
+
+def _add(known: Registered, secret: Secret, plugin_name: str) -> None:
+    """Add what one plugin said of a secret to what is known of it."""
+    if plugin_name not in known.registered_by:
+        known.registered_by += (plugin_name,)
+    if secret.check is not None and not callable(secret.check):
+        _complain(plugin_name, f"has a check for {secret.name} that is no function")
+    elif secret.check is not None and known.check is None:
+        known.check, known.checked_by = secret.check, plugin_name
+    if secret.looks_like is not None and not _is_pattern(secret.looks_like):
+        _complain(
+            plugin_name,
+            f"has a looks_like for {secret.name} that is no regular expression",
+        )
+    else:
+        known.looks_like = known.looks_like or secret.looks_like
+
+
+def _is_pattern(pattern: object) -> bool:
+    try:
+        re.compile(pattern if isinstance(pattern, str) else "[")
+    except re.error:
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=100)
+def _complain(plugin_name: str, problem: str) -> None:
+    """Say it on stderr, once in the life of this process."""
+    sentence = printable(f"datasette-secrets: plugin {plugin_name} {problem}")
+    print(sentence, file=sys.stderr)
 
 
 def register_late_hooks(pm: PluginManager) -> None:

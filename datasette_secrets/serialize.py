@@ -27,6 +27,7 @@ def secret_json(listed: listing.Listed) -> dict[str, Any]:
         "name": listed.name,
         "state": listed.state,
         "registered": registered is not None,
+        "registered_by": list(registered.registered_by) if registered else [],
         "description": registered.description if registered else None,
         "obtain_url": obtain_url(registered),
         "obtain_label": registered.obtain_label if registered else None,

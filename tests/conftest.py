@@ -2,7 +2,8 @@
 
 Each test file is named after what it tests:
 
-    the library        test_secrets (the public API) · test_api (the JSON API) · test_pages
+    the library        test_secrets (the public API) · test_registered (what plugins register)
+                       test_api (the JSON API) · test_pages
                        test_permissions · test_config · test_envelope · test_rotation
                        test_upgrade · test_migrations · test_uses (last_used_at) · test_guard
     the commands       test_cli_values (set, get, list …) · test_cli_keys (rotate-key …)

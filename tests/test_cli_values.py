@@ -248,6 +248,7 @@ def test_list_has_a_documented_shape_and_no_value(filled: Console) -> None:
         "name",
         "state",
         "registered",
+        "registered_by",
         "description",
         "obtain_url",
         "obtain_label",

@@ -50,6 +50,7 @@ importlib.import_module(sys.argv[1])
 import datasette_secrets
 from datasette.app import Datasette
 from datasette.plugins import pm
+from datasette_secrets import registry
 
 datasette = Datasette(memory=True)
 print(json.dumps({
@@ -60,6 +61,11 @@ print(json.dumps({
     "secrets": [
         secret.name for secret in asyncio.run(datasette_secrets.get_secrets(datasette))
     ],
+    "registered_by": sorted(
+        name
+        for secret in asyncio.run(registry.registered_secrets(datasette))
+        for name in secret.registered_by
+    ),
     "public": [hasattr(datasette_secrets, name) for name in datasette_secrets.__all__],
 }))
 """
@@ -115,6 +121,7 @@ def test_every_hook_is_registered_whatever_is_imported_first(
 
     assert all(found["public"])
     assert sorted(found["secrets"]) == ["FROM_PLUGINS_FIRST", "FROM_SECRETS_FIRST"]
+    assert found["registered_by"] == ["plugins_first_plugin", "secrets_first_plugin"]
     assert found["hooks"]["secrets_first_plugin"] == [
         "register_routes",
         "register_secrets",
