@@ -15,7 +15,7 @@ Each test file is named after what it tests:
     random sequences   test_model
     a real browser     test_browser
     the code           test_layers (imports and SQL) · test_imports (import order and time)
-    the documents      test_readme · test_readme_commands · test_security_claims
+    the documents      test_docs · test_docs_shell · test_runbook · test_security_claims
     other packages     test_dependents (`make test-dependents` runs the slow ones)
                        test_replication (Litestream; `make test-replication` runs it)
 

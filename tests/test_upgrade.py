@@ -22,7 +22,8 @@ from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.plugins import pm
 from support import zero
-from support.environments import ROOT, environment, install
+from support.documents import blocks, section
+from support.environments import environment, install
 
 from datasette_secrets import (
     CannotOpen,
@@ -705,9 +706,7 @@ async def test_what_a_real_release_of_0_x_stored_is_brought_in(
 async def test_the_commands_of_the_readme_move_over_from_0_x_and_back(
     make_datasette: MakeDatasette, tmp_path: Path
 ) -> None:
-    section = (ROOT / "README.md").read_text().partition("## Moving over from 0.x")[2]
-    commands = section.partition("```bash\n")[2].partition("```")[0]
-    assert len(commands.splitlines()) == 3
+    [commands] = blocks(section("README.md", "Moving over from 0.x"), "bash")
     programs = environment(
         "moving-over", "datasette-secrets==0.3a0", "datasette>=1.0a41"
     )

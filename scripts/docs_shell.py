@@ -1,9 +1,9 @@
-"""Makes the parts of README.md, section "The shell", that come from running things.
+"""Makes the parts of the page on the shell that come from running things.
 
-    python scripts/readme_shell.py --write
+    python scripts/docs_shell.py --write
 
 The table of the commands is made from the commands, the transcript by typing it into a
-terminal. Without --write the README is printed as it should be; a test compares.
+terminal. Without --write the page is printed as it should be; a test compares.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / ".github/docs/shell.md"
 OPTIONS = "-c datasette.yaml --internal internal.db"
 KEY = "datasette secrets generate-encryption-key"
 CONFIG = """\
@@ -49,13 +49,13 @@ TIME = "2026-11-24 09:12:07"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="change README.md")
+    parser.add_argument("--write", action="store_true", help="change the page")
     write = parser.parse_args().write
-    text = README.read_text("utf-8")
+    text = PAGE.read_text("utf-8")
     for part, made in (("commands", table()), ("transcript", transcript())):
         text = replace(text, part, made)
     if write:
-        README.write_text(text, "utf-8")
+        PAGE.write_text(text, "utf-8")
     else:
         sys.stdout.write(text)
 
