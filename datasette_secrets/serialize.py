@@ -103,6 +103,18 @@ def upgrade_json(instance: Instance, report: upgrade.Upgrade) -> dict[str, Any]:
     }
 
 
+def outcome_json(report: rotation.Rotation | upgrade.Upgrade) -> dict[str, Any]:
+    """What a rotation or upgrade left, as the JSON API says it."""
+    return {
+        "complete": report.complete,
+        "problems": [
+            {key: value for key, value in problem_json(each).items() if key != "remedy"}
+            for each in report.problems
+        ],
+        "remains": report.clean_up.remains if report.clean_up else None,
+    }
+
+
 def database_path(instance: Instance) -> str:
     return str(instance.db.path or instance.db.name)
 

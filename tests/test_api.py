@@ -132,13 +132,8 @@ async def test_delete_restore_roll_back_and_destroy(
         ("APPLICATION/JSON", b'{"value": "caf\\u00e9"}'),
         ("application/x-www-form-urlencoded", b"value=caf%C3%A9%0D%0A"),
         ("application/x-www-form-urlencoded; charset=UTF-8", b"secret=+caf%C3%A9"),
-        (
-            "multipart/form-data; boundary=b",
-            b'--b\r\nContent-Disposition: form-data; name="value"\r\n\r\n'
-            b"caf\xc3\xa9\r\n--b--\r\n",
-        ),
     ],
-    ids=["JSON", "JSON in capitals", "form", "form with a charset", "multipart"],
+    ids=["JSON", "JSON in capitals", "form", "form with a charset"],
 )
 async def test_every_kind_of_body_is_understood(
     api: Any, datasette: Datasette, content_type: str, content: bytes
@@ -361,16 +356,14 @@ async def test_a_chunked_body_without_end_is_refused(
         ("application/x-www-form-urlencoded", b"value=%FF"),
         ("application/x-www-form-urlencoded", b"value=\xff"),
         ("application/x-www-form-urlencoded", b"a=&" * 30_000),
-        ("multipart/form-data", b"--b\r\n"),
-        ("multipart/form-data; boundary=b", b"--b\r\nnonsense"),
         (
             "multipart/form-data; boundary=b",
-            b'--b\r\nContent-Disposition: form-data; name="value"\r\n\r\n\xff\r\n--b--\r\n',
+            b'--b\r\nContent-Disposition: form-data; name="value"\r\n\r\nx\r\n--b--\r\n',
         ),
     ],
     ids=[
         *("text", "XML", "escaped Latin-1", "Latin-1", "many fields"),
-        *("no boundary", "nonsense", "Latin-1 in parts"),
+        "multipart",
     ],
 )
 async def test_a_body_of_another_kind_is_refused(

@@ -57,6 +57,7 @@ FOLDERS = {
     ],
     "web": [
         {"web"},
+        {"web.actions"},
         {"web.secrets"},
         {"web.encryption"},
         {"web.answer"},

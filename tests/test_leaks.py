@@ -308,12 +308,6 @@ def set_through_every_door(hunt: Hunt) -> None:
         urlencode({"name": "ADDED", "secret": hunt.value("form, add")}),
         FORM,
     )
-    ask(
-        "multipart",
-        "POST",
-        "/-/secrets/MULTIPART/-/set",
-        *multipart(hunt.value("multipart")),
-    )
     body = json.dumps({"value": hunt.value("JSON")})
     ask("JSON", "POST", "/-/secrets/WITH_JSON/-/set", body, JSON)
     odd = f"/-/secrets/{quote('ODD NAME ~2F with text')}/-/set"
@@ -459,6 +453,7 @@ def use_every_door_wrongly(hunt: Hunt) -> None:
     )
     wrong("add, no name", lambda v: urlencode({"secret": v}), **add)
     for label, more in (
+        ("whole", {}),
         ("no end", {"end": ""}),
         ("a file", {"more": '; filename="f.txt"'}),
         ("another field", {"field": "bogus"}),

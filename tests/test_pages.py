@@ -572,7 +572,7 @@ async def test_what_a_plugin_waits_for_waits_again_when_it_is_destroyed(
 async def test_the_example_is_said_to_be_used_by_nothing(
     visitor: Visitor, datasette: Datasette
 ) -> None:
-    said = "nothing uses it; it is here to try, until a plugin registers a secret"
+    said = "No plugin uses it. It is here to try, until a plugin registers a secret"
     for path in ("", "/EXAMPLE_SECRET"):
         assert said in (await visitor.get(path)).text
     with plugin(register_secrets=lambda: [Secret("EXAMPLE_SECRET", "Mine")]):

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .answer import LIST, is_allowed
+from .actions import delete_page, destroy_page, restore_page, rollback_page
 from .encryption import rotate_page, upgrade_page
-from .secrets import action_page, add_page, list_page, secret_page
+from .secrets import add_page, list_page, secret_page, set_page
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -44,14 +45,19 @@ def jump_items(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
     return items
 
 
+_SECRET = r"^/-/secrets/(?P<name>[^/]+)/-"
+
+
+# The more particular come first: the last would take any of them for a secret's name.
 ROUTES = (
     (r"^/-/secrets(?P<format>\.json)?$", list_page),
     (r"^/-/secrets/-/add$", add_page),
     (r"^/-/secrets/-/rotate$", rotate_page),
     (r"^/-/secrets/-/upgrade$", upgrade_page),
-    (
-        r"^/-/secrets/(?P<name>[^/]+)/-/(?P<action>set|delete|restore|rollback|destroy)$",
-        action_page,
-    ),
+    (rf"{_SECRET}/set$", set_page),
+    (rf"{_SECRET}/delete$", delete_page),
+    (rf"{_SECRET}/restore$", restore_page),
+    (rf"{_SECRET}/rollback$", rollback_page),
+    (rf"{_SECRET}/destroy$", destroy_page),
     (r"^/-/secrets/(?P<name>[^/]+?)(?P<format>\.json)?$", secret_page),
 )

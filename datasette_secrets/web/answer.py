@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datasette.utils import await_me_maybe
 from datasette.utils.asgi import Request, Response
@@ -24,12 +24,14 @@ from ..errors import (
     VersionConflict,
 )
 from . import present
-from .request import Refused, method, wants_json
+from .request import Body, Refused, method, read_fields, wants_json
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
     View = Callable[[Datasette, Request], Awaitable[Response]]
+    Perform = Callable[[Body], Awaitable["Done"]]
+    ShowForm = Callable[..., Awaitable[Response]]
 
 
 LIST = "/-/secrets"
@@ -50,7 +52,17 @@ _STATUSES: tuple[tuple[type[SecretsError], int], ...] = (
 _HEADINGS = {404: "Not found", 500: "Something went wrong", 503: "Not available"}
 
 
+class Done(NamedTuple):
+    """What a change did: an object for a program; a message and a page for a browser."""
+
+    content: dict[str, Any]
+    message: str
+    url: str
+    warnings: list[str]
+
+
 async def is_allowed(datasette: Datasette, actor: dict[str, Any] | None) -> bool:
+    """Whether this actor may manage secrets."""
     return bool(await datasette.allowed(action="manage-secrets", actor=actor))
 
 
@@ -79,6 +91,37 @@ async def _answer(
     if method(request) not in methods:
         raise not_allowed(*methods)
     return await view(datasette, request)
+
+
+async def change(
+    datasette: Datasette,
+    request: Request,
+    fields: tuple[str, ...],
+    perform: Perform,
+    show_form: ShowForm,
+) -> Response:
+    """Answer a form or a JSON object that asks for a change.
+
+    `fields`: those that an object may have. `perform` makes the change and says what it
+    did. `show_form(sent=…, error=…, status=…)`: where a browser's change is refused, the
+    page of the form with the reason.
+    """
+    sent = None
+    try:
+        sent = await read_fields(request, *fields)
+        done = await perform(sent)
+    except (SecretsError, Refused) as error:
+        if wants_json(request):
+            raise
+        status, sentence = await explain(datasette, error)
+        return await show_form(sent=sent, error=sentence, status=status)
+    if wants_json(request):
+        return json_response({"ok": True, **done.content})
+    datasette.add_message(request, done.message)
+    for warning in done.warnings:
+        datasette.add_message(request, warning, datasette.WARNING)
+    response: Response = Response.redirect(done.url)
+    return response
 
 
 def _uncached(response: Response) -> Response:
@@ -175,6 +218,7 @@ async def page(
 
 
 def json_response(content: dict[str, Any]) -> Response:
+    """A JSON object."""
     response: Response = Response.json(content)
     return response
 
@@ -182,19 +226,17 @@ def json_response(content: dict[str, Any]) -> Response:
 def json_error(
     sentence: str, status: int, headers: dict[str, str] | None = None
 ) -> Response:
+    """A refusal in the form of Datasette's JSON API."""
     response: Response = Response.error(sentence, status, headers=headers)
     return response
 
 
-def redirect(url: str) -> Response:
-    response: Response = Response.redirect(url)
-    return response
-
-
 def not_allowed(*methods: str) -> Refused:
+    """The refusal of another method than these."""
     allow = ", ".join(methods)
     return Refused(405, f"This address takes {allow} only", {"Allow": allow})
 
 
 def as_sentence(text: str) -> str:
+    """The text with a capital and a full stop."""
     return f"{text[0].upper()}{text[1:]}."

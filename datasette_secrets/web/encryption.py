@@ -6,20 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from datasette.utils.asgi import Request, Response
 
-from .. import health, rotation, store, upgrade
-from ..errors import MissingExtra, SecretsError
+from .. import health, rotation, serialize, store, upgrade
+from ..errors import MissingExtra
 from ..instance import get_instance
-from .answer import (
-    LIST,
-    as_sentence,
-    explain,
-    json_response,
-    not_allowed,
-    page,
-    redirect,
-    view,
-)
-from .request import Refused, actor_id, flag, method, read_action, wants_json
+from .answer import LIST, Done, as_sentence, change, not_allowed, page, view
+from .request import Body, Refused, actor_id, flag, method, wants_json
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -43,79 +34,81 @@ def to_rewrap(census: rotation.Census) -> int:
 
 @view("GET", "POST")
 async def rotate_page(datasette: Datasette, request: Request) -> Response:
+    """`/-/secrets/-/rotate`: re-encrypt the data keys under the primary key."""
+
+    async def show_form(**what: Any) -> Response:
+        return await _rotate_page(datasette, request, **what)
+
+    async def perform(sent: Body) -> Done:
+        return await _rotate(datasette, request, sent)
+
     if method(request) == "GET":
         if wants_json(request):
             raise not_allowed("POST")
-        return await _rotate_page(datasette, request)
-    try:
-        sent = await read_action(request, "rotate")
-        skip_unopenable = flag(sent, "skip_unopenable")
-        if to_rewrap(await rotation.census(datasette)) > VERSIONS_MAX:
-            raise _too_many("rotate-key")
-        done = await rotation.rotate(
-            datasette,
-            batch_size=_BATCH_SIZE,
-            skip_unopenable=skip_unopenable,
-            actor_id=actor_id(request),
+        return await show_form()
+    return await change(datasette, request, ("skip_unopenable",), perform, show_form)
+
+
+async def _rotate(datasette: Datasette, request: Request, sent: Body) -> Done:
+    skip_unopenable = flag(sent, "skip_unopenable")
+    if to_rewrap(await rotation.census(datasette)) > VERSIONS_MAX:
+        raise _too_many("rotate-key")
+    report = await rotation.rotate(
+        datasette,
+        batch_size=_BATCH_SIZE,
+        skip_unopenable=skip_unopenable,
+        actor_id=actor_id(request),
+    )
+    if report.problems and not report.clean_up:
+        raise Refused(
+            409,
+            "Nothing was changed, because not everything can be re-wrapped: "
+            + _problems(report.problems),
         )
-        if done.problems and not done.clean_up:
-            raise Refused(
-                409,
-                "Nothing was changed, because not everything can be re-wrapped: "
-                + _problems(done.problems),
-            )
-    except (SecretsError, Refused) as error:
-        if wants_json(request):
-            raise
-        status, sentence = await explain(datasette, error)
-        return await _rotate_page(datasette, request, error=sentence, status=status)
-    if wants_json(request):
-        return json_response(
-            {
-                "ok": True,
-                "primary": done.primary,
-                "rewrapped": done.changed,
-                **_outcome(done),
-            }
-        )
-    message = f"{health.count_versions(done.changed)} re-wrapped with master key {done.primary}"
-    return _done(datasette, request, message, done)
+    message = (
+        f"{health.count_versions(report.changed)} re-wrapped with master key "
+        f"{report.primary}"
+    )
+    content = {"primary": report.primary, "rewrapped": report.changed}
+    return _done(datasette, report, message, content)
 
 
 @view("GET", "POST")
 async def upgrade_page(datasette: Datasette, request: Request) -> Response:
+    """`/-/secrets/-/upgrade`: convert what datasette-secrets 0.x stored."""
+
+    async def show_form(**what: Any) -> Response:
+        return await _upgrade_page(datasette, request, **what)
+
+    async def perform(sent: Body) -> Done:
+        return await _upgrade(datasette, request, sent)
+
     if method(request) == "GET":
         if wants_json(request):
             raise not_allowed("POST")
-        return await _upgrade_page(datasette, request)
-    try:
-        sent = await read_action(request, "upgrade")
-        if (await rotation.census(datasette)).versions > VERSIONS_MAX:
-            raise _too_many("upgrade")
-        listed = await upgrade.upgrade(datasette, dry_run=True, batch_size=_BATCH_SIZE)
-        shown = sent.first("digest")
-        if shown != listed.digest and not (shown is None and wants_json(request)):
-            raise Refused(
-                409,
-                "Nothing was changed, because what 0.x stored here is no longer what the "
-                "list showed you: look at it again",
-            )
-        done = await upgrade.upgrade(
-            datasette,
-            only=listed.offered,
-            batch_size=_BATCH_SIZE,
-            actor_id=actor_id(request),
+        return await show_form()
+    return await change(datasette, request, ("digest",), perform, show_form)
+
+
+async def _upgrade(datasette: Datasette, request: Request, sent: Body) -> Done:
+    if (await rotation.census(datasette)).versions > VERSIONS_MAX:
+        raise _too_many("upgrade")
+    listed = await upgrade.upgrade(datasette, dry_run=True, batch_size=_BATCH_SIZE)
+    shown = sent.first("digest")
+    if shown != listed.digest and not (shown is None and wants_json(request)):
+        raise Refused(
+            409,
+            "Nothing was changed, because what 0.x stored here is no longer what the "
+            "list showed you: look at it again",
         )
-    except (SecretsError, Refused) as error:
-        if wants_json(request):
-            raise
-        status, sentence = await explain(datasette, error)
-        return await _upgrade_page(datasette, request, error=sentence, status=status)
-    if wants_json(request):
-        return json_response({"ok": True, "upgraded": done.changed, **_outcome(done)})
-    return _done(
-        datasette, request, f"{health.count_versions(done.changed)} upgraded", done
+    report = await upgrade.upgrade(
+        datasette,
+        only=listed.offered,
+        batch_size=_BATCH_SIZE,
+        actor_id=actor_id(request),
     )
+    message = f"{health.count_versions(report.changed)} upgraded"
+    return _done(datasette, report, message, {"upgraded": report.changed})
 
 
 def _too_many(command: str) -> Refused:
@@ -131,43 +124,29 @@ def _problems(problems: list[rotation.Problem]) -> str:
     return "; ".join(problem.message for problem in problems[:3]) + more
 
 
-def _outcome(done: rotation.Rotation | upgrade.Upgrade) -> dict[str, Any]:
-    return {
-        "complete": done.complete,
-        "problems": [
-            {
-                "name": problem.name,
-                "version": problem.version,
-                "code": problem.code,
-                "message": problem.message,
-            }
-            for problem in done.problems
-        ],
-        "remains": done.clean_up.remains if done.clean_up else None,
-    }
-
-
 def _done(
     datasette: Datasette,
-    request: Request,
+    report: rotation.Rotation | upgrade.Upgrade,
     message: str,
-    done: rotation.Rotation | upgrade.Upgrade,
-) -> Response:
-    datasette.add_message(request, message)
-    remains = done.clean_up.remains if done.clean_up else None
-    for warning in (
-        f"{health.count_versions(len(done.problems))} left: {_problems(done.problems)}"
-        if done.problems
-        else None,
-        remains and as_sentence(remains),
-    ):
-        if warning:
-            datasette.add_message(request, warning, datasette.WARNING)
-    return redirect(datasette.urls.path(LIST))
+    content: dict[str, Any],
+) -> Done:
+    warnings = []
+    if report.problems:
+        left = health.count_versions(len(report.problems))
+        warnings.append(f"{left} left: {_problems(report.problems)}")
+    if report.clean_up and report.clean_up.remains:
+        warnings.append(as_sentence(report.clean_up.remains))
+    content |= serialize.outcome_json(report)
+    return Done(content, message, datasette.urls.path(LIST), warnings)
 
 
 async def _rotate_page(
-    datasette: Datasette, request: Request, *, error: str = "", status: int = 200
+    datasette: Datasette,
+    request: Request,
+    *,
+    sent: Body | None = None,
+    error: str = "",
+    status: int = 200,
 ) -> Response:
     instance = get_instance(datasette)
     primary = instance.settings.require_ring().primary.id
@@ -210,7 +189,12 @@ async def _rotate_page(
 
 
 async def _upgrade_page(
-    datasette: Datasette, request: Request, *, error: str = "", status: int = 200
+    datasette: Datasette,
+    request: Request,
+    *,
+    sent: Body | None = None,
+    error: str = "",
+    status: int = 200,
 ) -> Response:
     instance = get_instance(datasette)
     instance.settings.require_ring()

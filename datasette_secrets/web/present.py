@@ -1,37 +1,22 @@
-"""How secrets are shown on the pages: rows, times and people. It never sees a value."""
+"""How secrets are shown on the pages: labels, times and people. It never sees a value."""
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from datasette.utils import tilde_encode
-from markupsafe import Markup
 
-from .. import config, registry
-from ..serialize import obtain_url
+from .. import config, registry, serialize
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-    from .. import listing, store
+    from .. import store
 
 
-STATE_LABELS = {
-    "stored": "Stored",
-    "environment": "Environment",
-    "not-set": "Not set",
-    "deleted": "Deleted",
-    "destroyed": "Destroyed",
-    "needs-upgrade": "Needs upgrade",
-    "needs-key": "Key missing",
-}
-
-
-@dataclass(frozen=True)
-class Moment:
+class Moment(NamedTuple):
     """A time: `relative` for the eye, `exact` for the rest, `iso` for machines."""
 
     relative: str
@@ -39,55 +24,36 @@ class Moment:
     iso: str
 
 
-@dataclass(frozen=True)
-class Deed:
+class Stamp(NamedTuple):
     """When something happened, and the name of who did it, if known."""
 
     at: Moment | None
     by: str | None
 
 
-@dataclass(frozen=True)
-class Row:
-    """A secret, as the list and its own page show it."""
+class HistoryRow(NamedTuple):
+    """A version, as the history shows it. `note`: "" between two that have the same."""
 
-    name: str
-    url: str
+    of: store.Version
     state: str
-    label: str
-    variable: str
-    description: Markup
-    is_example: bool
-    obtain_url: str | None
-    obtain_label: str
-    version: object
-    note: str
-    key_id: str | None
-    updated: Deed
-    used: Deed
-    deleted: Deed
-
-
-@dataclass(frozen=True)
-class VersionRow:
-    """A version, as the history shows it. `number`: None where the row is damaged."""
-
-    version: object
-    number: int | None
-    state: str
-    label: str
     is_newest: bool
-    is_destroyed: bool
     note: str
-    shows_note: bool
-    key_id: str
-    created: Deed
-    used: Deed
-    deleted: Deed
 
 
-class Display:
-    """Turns what is stored into what is shown, with people's names looked up at once."""
+class Presenter:
+    """What the templates ask about a secret. People's names were looked up at once."""
+
+    obtain_url = staticmethod(serialize.obtain_url)
+    example = registry.EXAMPLE
+    labels: Mapping[str, str] = {
+        "stored": "Stored",
+        "environment": "Environment",
+        "not-set": "Not set",
+        "deleted": "Deleted",
+        "destroyed": "Destroyed",
+        "needs-upgrade": "Needs upgrade",
+        "needs-key": "Master key missing",
+    }
 
     def __init__(
         self, datasette: Datasette, names: Mapping[str, str], now: datetime.datetime
@@ -96,78 +62,38 @@ class Display:
         self._names = names
         self._now = now
 
-    @classmethod
-    async def of(
-        cls, datasette: Datasette, versions: Iterable[store.Version | None]
-    ) -> Display:
-        """A display that knows everybody whom these versions name."""
-        ids = {
-            actor_id
-            for version in versions
-            if version is not None
-            for actor_id in (
-                version.created_by,
-                version.updated_by,
-                version.deleted_by,
-                version.last_used_by,
-            )
-            if actor_id
-        }
-        now = datetime.datetime.now(datetime.timezone.utc)
-        return cls(datasette, await actor_names(datasette, ids), now)
+    def url(self, name: str, action: str = "") -> str:
+        """The address of a secret's page, or of one of its actions."""
+        return secret_url(self._datasette, name, action)
 
-    def row(self, listed: listing.Listed) -> Row:
-        registered, newest = listed.registered, listed.newest
-        url = obtain_url(registered)
-        return Row(
-            name=listed.name,
-            url=secret_url(self._datasette, listed.name),
-            state=listed.state,
-            label=STATE_LABELS[listed.state],
-            variable=config.ENV_PREFIX + listed.name,
-            description=Markup((registered and registered.description) or ""),  # noqa: S704  # plugins are trusted code, and may use HTML here
-            is_example=registered is registry.EXAMPLE,
-            obtain_url=url,
-            obtain_label=(registered and registered.obtain_label) or "Get one",
-            version=newest.version if newest else None,
-            note=str(newest.note or "") if newest else "",
-            key_id=newest.key_id if newest else None,
-            updated=self.deed(
-                newest and newest.updated_at, newest and newest.updated_by
-            ),
-            used=self.deed(listed.used.at, listed.used.by),
-            deleted=self.deed(
-                newest and newest.deleted_at, newest and newest.deleted_by
-            ),
-        )
+    def variable(self, name: str) -> str:
+        """The environment variable that overrides what is stored."""
+        return config.ENV_PREFIX + name
 
-    def version(
-        self,
-        version: store.Version,
-        state: str,
-        *,
-        is_newest: bool,
-        shows_note: bool,
-    ) -> VersionRow:
-        """A row of the history."""
-        return VersionRow(
-            version=version.version,
-            number=version.version if type(version.version) is int else None,
-            state=state,
-            label=STATE_LABELS[state],
-            is_newest=is_newest,
-            is_destroyed=version.is_destroyed,
-            note=str(version.note or ""),
-            shows_note=shows_note,
-            key_id=version.key_id,
-            created=self.deed(version.created_at, version.created_by),
-            used=self.deed(version.last_used_at, version.last_used_by),
-            deleted=self.deed(version.deleted_at, version.deleted_by),
-        )
-
-    def deed(self, at: object, by: object) -> Deed:
+    def stamp(self, at: object, by: object) -> Stamp:
+        """When and by whom, from two columns."""
         who = str(by) if by else None
-        return Deed(moment(at, self._now), who and self._names.get(who, who))
+        return Stamp(moment(at, self._now), who and self._names.get(who, who))
+
+
+async def presenter(
+    datasette: Datasette, versions: Iterable[store.Version | None]
+) -> Presenter:
+    """A presenter that knows everybody whom these versions name."""
+    ids = {
+        actor_id
+        for version in versions
+        if version is not None
+        for actor_id in (
+            version.created_by,
+            version.updated_by,
+            version.deleted_by,
+            version.last_used_by,
+        )
+        if actor_id
+    }
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return Presenter(datasette, await actor_names(datasette, ids), now)
 
 
 async def actor_names(datasette: Datasette, ids: set[str]) -> dict[str, str]:

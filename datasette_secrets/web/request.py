@@ -18,16 +18,6 @@ from datasette.utils.asgi import PayloadTooLarge, Request
 from .. import schema
 from ..errors import InvalidSecret
 
-_FIELDS = {
-    "set": ("value", "note", "expected_version"),
-    "delete": ("expected_version",),
-    "restore": ("expected_version",),
-    "rollback": ("version", "expected_version"),
-    "destroy": ("version", "versions"),
-    "rotate": ("skip_unopenable",),
-    "upgrade": ("digest",),
-}
-
 
 class Refused(Exception):
     """A request that is answered with this status and this sentence."""
@@ -63,13 +53,13 @@ def secret_name(request: Request) -> str:
     return str(tilde_decode(unquote(request.url_vars["name"])))
 
 
-async def read_action(request: Request, action: str) -> Body:
-    """What was sent for this action, or a refusal."""
+async def read_fields(request: Request, *fields: str) -> Body:
+    """What was sent. Raises Refused for what cannot be read, or has another key."""
     sent = await read(request)
     if sent.problem:
         raise Refused(sent.status, sent.problem)
-    if not sent.is_form and sent.unknown(*_FIELDS[action]):
-        known = ", ".join(_FIELDS[action]) or "none"
+    if not sent.is_form and sent.unknown(*fields):
+        known = ", ".join(fields) or "none"
         raise Refused(400, f"The object has an unknown key; known: {known}")
     return sent
 
@@ -101,9 +91,6 @@ def is_number(number: object) -> bool:
 
 
 _FORM = "application/x-www-form-urlencoded"
-
-
-_MULTIPART = "multipart/form-data"
 
 
 _JSON = "application/json"
@@ -186,13 +173,9 @@ async def read(request: Request) -> Body:
         return _parse_json(raw)
     if kind == _FORM:
         return _parse_form(raw)
-    if kind == _MULTIPART:
-        return await _parse_multipart(request, raw)
     if not raw and not kind:
         return Body()
-    return Body(
-        problem=f"The body must be {_JSON}, {_FORM} or {_MULTIPART}", status=400
-    )
+    return Body(problem=f"The body must be {_JSON} or {_FORM}", status=400)
 
 
 def _parse_json(raw: bytes) -> Body:
@@ -224,30 +207,7 @@ def _parse_form(raw: bytes) -> Body:
         return Body(problem="The form is not valid UTF-8", status=400)
     except ValueError:
         return Body(problem="The form has too many fields", status=400)
-    return _form(pairs)
-
-
-async def _parse_multipart(request: Request, raw: bytes) -> Body:
-    try:
-        raw.decode("utf-8")  # Datasette would take anything else for Latin-1
-    except UnicodeDecodeError:
-        return Body(problem="The form is not valid UTF-8", status=400)
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": raw, "more_body": False}
-
-    try:
-        sent = await Request(request.scope, receive).form(
-            max_fields=_FIELDS_MAX, max_field_size=max(len(raw), 1)
-        )
-        return _form([(name, value) for name, value in sent.items()])
-    except Exception:  # whatever the parser makes of it, it is not a form
-        return Body(problem="The form could not be parsed", status=400)
-
-
-def _form(pairs: list[tuple[str, Any]]) -> Body:
     fields: dict[str, list[Any]] = {}
     for name, value in pairs:
-        if isinstance(value, str):
-            fields.setdefault(name, []).append(value)
+        fields.setdefault(name, []).append(value)
     return Body(fields, is_form=True)

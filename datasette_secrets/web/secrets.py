@@ -1,32 +1,21 @@
-"""The list, the page of a secret, and what can be done on them.
+"""The list, the page of a secret, and the forms that store a value.
 
 What was sent stays inside a `Body`, whose `repr` shows nothing. A change that is refused
-shows the same page again with the reason, and sends back nothing that was typed.
+shows the same page again with the reason, and never sends a value back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from datasette.utils.asgi import Request, Response
 
 from .. import database, health, listing, rotation, serialize, service, store
-from ..errors import InvalidSecret, SecretsError, VersionConflict
+from ..errors import InvalidSecret, VersionConflict
 from ..instance import Instance, get_instance
 from . import present
-from .answer import (
-    LIST,
-    as_sentence,
-    explain,
-    json_error,
-    json_response,
-    not_allowed,
-    page,
-    redirect,
-    view,
-)
+from .answer import LIST, Done, change, json_response, not_allowed, page, view
 from .encryption import to_rewrap
 from .request import (
     Body,
@@ -35,8 +24,6 @@ from .request import (
     is_number,
     method,
     number,
-    read,
-    read_action,
     secret_name,
     wants_json,
 )
@@ -51,12 +38,9 @@ PAGE_SIZE = 100
 JSON_PAGE_SIZE_MAX = 1_000
 
 
-#: How many versions a message names; of more it says how many.
-_NUMBERS_MAX = 10
-
-
 @view("GET")
 async def list_page(datasette: Datasette, request: Request) -> Response:
+    """`GET /-/secrets` and `/-/secrets.json`."""
     if wants_json(request):
         return await _list_json(datasette, request)
     instance = get_instance(datasette)
@@ -68,15 +52,17 @@ async def list_page(datasette: Datasette, request: Request) -> Response:
     waiting = [] if after else await listing.waiting_secrets(datasette, contains=query)
     more = len(listed) > PAGE_SIZE
     del listed[PAGE_SIZE:]
-    shown = await present.Display.of(datasette, [each.newest for each in listed])
     census = await rotation.census(datasette)
     return await page(
         datasette,
         request,
         "list",
         {
-            "rows": [shown.row(each) for each in listed],
-            "waiting": [shown.row(each) for each in waiting],
+            "show": await present.presenter(
+                datasette, [each.newest for each in listed]
+            ),
+            "listed": listed,
+            "waiting": waiting,
             "total": await listing.count_secrets(datasette, contains=query),
             "query": query,
             "is_first": after is None,
@@ -159,6 +145,7 @@ async def _list_json(datasette: Datasette, request: Request) -> Response:
 
 @view("GET", "POST")
 async def secret_page(datasette: Datasette, request: Request) -> Response:
+    """`GET /-/secrets/NAME` and `.json`; `POST` stores what its form holds."""
     name = secret_name(request)
     if method(request) == "GET":
         if wants_json(request):
@@ -166,11 +153,18 @@ async def secret_page(datasette: Datasette, request: Request) -> Response:
         return await _secret_page(datasette, request, name)
     if request.url_vars.get("format"):
         raise not_allowed("GET")
-    await _require(datasette, name)
+    await require(datasette, name)
     return await _set(datasette, request, name)
 
 
-async def _require(datasette: Datasette, name: str) -> listing.Listed:
+@view("POST")
+async def set_page(datasette: Datasette, request: Request) -> Response:
+    """`POST /-/secrets/NAME/-/set`: a value, a note or both, under any name."""
+    return await _set(datasette, request, secret_name(request))
+
+
+async def require(datasette: Datasette, name: str) -> listing.Listed:
+    """The secret of this name. Raises Refused if there is none."""
     listed = await listing.find_secret(datasette, name)
     if listed is None:
         raise Refused(
@@ -180,7 +174,7 @@ async def _require(datasette: Datasette, name: str) -> listing.Listed:
 
 
 async def _secret_json(datasette: Datasette, name: str) -> Response:
-    listed = await _require(datasette, name)
+    listed = await require(datasette, name)
     instance = get_instance(datasette)
     return json_response(
         {
@@ -201,23 +195,26 @@ async def _secret_page(
     request: Request,
     name: str,
     *,
+    sent: Body | None = None,
     error: str = "",
     status: int = 200,
 ) -> Response:
-    listed = await _require(datasette, name)
+    listed = await require(datasette, name)
     instance = get_instance(datasette)
     history = await store.history(instance.db, name)
     start = _start_of_page(request, len(history))
-    versions = history[start : start + PAGE_SIZE]
-    shown = await present.Display.of(datasette, [listed.newest, *versions])
+    rows = history_rows(instance, history)[start : start + PAGE_SIZE]
     url = present.secret_url(datasette, name)
     return await page(
         datasette,
         request,
         "secret",
         {
-            "secret": shown.row(listed),
-            "versions": _version_rows(shown, instance, history, versions),
+            "show": await present.presenter(
+                datasette, [listed.newest, *(row.of for row in rows)]
+            ),
+            "secret": listed,
+            "rows": rows,
             "stored": len(history),
             "newer_url": f"{url}?_start={max(0, start - PAGE_SIZE)}" if start else None,
             "older_url": f"{url}?_start={start + PAGE_SIZE}"
@@ -226,7 +223,7 @@ async def _secret_page(
             "stored_state": listing.version_state(instance, history[0])
             if history
             else "not-set",
-            "expected_version": _expected(history),
+            "expected_version": expected(history),
             "note_max": service.NOTE_MAX_CHARACTERS,
             "missing_configuration": instance.settings.missing,
             "census": await rotation.census(datasette),
@@ -250,18 +247,15 @@ def _start_of_page(request: Request, stored: int) -> int:
     return 0
 
 
-def _expected(history: list[store.Version]) -> object:
+def expected(history: list[store.Version]) -> object:
     """The newest version for the form to carry; nothing where its row is damaged."""
     newest = history[0].version if history else 0
     return newest if is_number(newest) else ""
 
 
-def _version_rows(
-    shown: present.Display,
-    instance: Instance,
-    history: list[store.Version],
-    versions: list[store.Version],
-) -> list[present.VersionRow]:
+def history_rows(
+    instance: Instance, history: list[store.Version]
+) -> list[present.HistoryRow]:
     """The rows of these versions. A note is left out between two that have the same."""
     same = {
         each.id
@@ -269,27 +263,38 @@ def _version_rows(
         if newer.note == each.note == older.note
     }
     return [
-        shown.version(
+        present.HistoryRow(
             version,
             listing.version_state(instance, version),
             is_newest=version.id == history[0].id,
-            shows_note=version.id not in same,
+            note="" if version.id in same else str(version.note or ""),
         )
-        for version in versions
+        for version in history
     ]
 
 
 @view("GET", "POST")
 async def add_page(datasette: Datasette, request: Request) -> Response:
+    """`/-/secrets/-/add`: a secret that no plugin registered."""
+
+    async def show_form(**what: Any) -> Response:
+        return await _add_page(datasette, request, **what)
+
+    async def perform(sent: Body) -> Done:
+        return await _add(datasette, request, sent)
+
     if method(request) == "GET":
-        return await _add_page(datasette, request)
+        return await show_form()
+    return await change(
+        datasette, request, ("name", "secret", "note"), perform, show_form
+    )
+
+
+async def _add(datasette: Datasette, request: Request, sent: Body) -> Done:
+    name = str(sent.first("name") or "").strip()
+    if not sent.has_value("secret"):
+        raise InvalidSecret("A new secret needs a value")
     try:
-        sent = await read(request)
-        if sent.problem:
-            raise Refused(sent.status, sent.problem)
-        name = str(sent.first("name") or "").strip()
-        if not sent.has_value("secret"):
-            raise InvalidSecret("A new secret needs a value")
         version = await service.set_secret(
             datasette,
             name,
@@ -298,21 +303,24 @@ async def add_page(datasette: Datasette, request: Request) -> Response:
             actor_id=actor_id(request),
             expected_version=0,
         )
-    except (SecretsError, Refused) as error:
-        status, sentence = await explain(datasette, error)
-        if isinstance(error, VersionConflict):
-            sentence = f"{error.name} is stored already: change it on its own page"
-        if wants_json(request):
-            return json_error(sentence, status)
-        return await _add_page(datasette, request, error=sentence, status=status)
-    if wants_json(request):
-        return json_response({"ok": True, "name": name, "version": version})
-    datasette.add_message(request, f"Secret {name} added")
-    return redirect(datasette.urls.path(LIST))
+    except VersionConflict:
+        sentence = f"{name} is stored already: change it on its own page"
+        raise Refused(409, sentence) from None
+    return Done(
+        {"name": name, "version": version},
+        f"Secret {name} added",
+        datasette.urls.path(LIST),
+        [],
+    )
 
 
 async def _add_page(
-    datasette: Datasette, request: Request, *, error: str = "", status: int = 200
+    datasette: Datasette,
+    request: Request,
+    *,
+    sent: Body | None = None,
+    error: str = "",
+    status: int = 200,
 ) -> Response:
     instance = get_instance(datasette)
     return await page(
@@ -331,40 +339,20 @@ async def _add_page(
     )
 
 
-@view("GET", "POST")
-async def action_page(datasette: Datasette, request: Request) -> Response:
-    name, action = secret_name(request), request.url_vars["action"]
-    if method(request) == "GET":
-        if action == "set" or wants_json(request):
-            raise not_allowed("POST")
-        return await _confirmation(datasette, request, name, action)
-    if action == "set":
-        return await _set(datasette, request, name)
-    await _require(datasette, name)
-    return await _act(datasette, request, name, action)
-
-
 async def _set(datasette: Datasette, request: Request, name: str) -> Response:
+    async def show_form(**what: Any) -> Response:
+        return await _secret_page(datasette, request, name, **what)
+
+    async def perform(sent: Body) -> Done:
+        return await _store(datasette, request, name, sent)
+
+    return await change(
+        datasette, request, ("value", "note", "expected_version"), perform, show_form
+    )
+
+
+async def _store(datasette: Datasette, request: Request, name: str, sent: Body) -> Done:
     """Store a new value; or with none, change the note."""
-    try:
-        sent = await read_action(request, "set")
-        version, message = await _store(datasette, request, name, sent)
-    except (SecretsError, Refused) as error:
-        if wants_json(request) or await listing.find_secret(datasette, name) is None:
-            raise
-        status, sentence = await explain(datasette, error)
-        return await _secret_page(
-            datasette, request, name, error=sentence, status=status
-        )
-    if wants_json(request):
-        return json_response({"ok": True, "name": name, "version": version})
-    datasette.add_message(request, message)
-    return redirect(datasette.urls.path(LIST))
-
-
-async def _store(
-    datasette: Datasette, request: Request, name: str, sent: Body
-) -> tuple[int, str]:
     field = "secret" if sent.is_form and sent.has("secret") else "value"
     expected_version = number(sent, "expected_version")
     if sent.has_value(field):
@@ -376,7 +364,23 @@ async def _store(
             actor_id=actor_id(request),
             expected_version=expected_version,
         )
-        return version, f"Secret {name} {'stored' if version == 1 else 'updated'}"
+        message = f"Secret {name} {'stored' if version == 1 else 'updated'}"
+    else:
+        version, message = await _set_note(
+            datasette, request, name, sent, expected_version
+        )
+    return Done(
+        {"name": name, "version": version}, message, datasette.urls.path(LIST), []
+    )
+
+
+async def _set_note(
+    datasette: Datasette,
+    request: Request,
+    name: str,
+    sent: Body,
+    expected_version: int | None,
+) -> tuple[int, str]:
     note = _note(sent)
     if note is None:
         raise InvalidSecret(f"{name} needs a value, a note, or both")
@@ -399,152 +403,3 @@ def _note(sent: Body) -> Any:
     """The note that was sent, for the service to judge; None without one."""
     note = sent.first("note")
     return note.strip() if isinstance(note, str) and sent.is_form else note
-
-
-async def _act(
-    datasette: Datasette, request: Request, name: str, action: str
-) -> Response:
-    try:
-        sent = await read_action(request, action)
-        done, message = await _ACTIONS[action](datasette, request, name, sent)
-    except (SecretsError, Refused) as error:
-        if wants_json(request):
-            raise
-        status, sentence = await explain(datasette, error)
-        return await _confirmation(
-            datasette, request, name, action, error=sentence, status=status
-        )
-    if wants_json(request):
-        return json_response({"ok": True, "name": name, **done})
-    datasette.add_message(request, message)
-    if done.get("remains"):
-        datasette.add_message(request, as_sentence(done["remains"]), datasette.WARNING)
-    return redirect(present.secret_url(datasette, name))
-
-
-_Done = tuple[dict[str, Any], str]
-
-
-async def _delete(
-    datasette: Datasette, request: Request, name: str, sent: Body
-) -> _Done:
-    version = await service.delete_secret(
-        datasette,
-        name,
-        actor_id=actor_id(request),
-        expected_version=number(sent, "expected_version"),
-    )
-    return {"version": version}, f"Secret {name} deleted"
-
-
-async def _restore(
-    datasette: Datasette, request: Request, name: str, sent: Body
-) -> _Done:
-    version = await service.restore_secret(
-        datasette,
-        name,
-        actor_id=actor_id(request),
-        expected_version=number(sent, "expected_version"),
-    )
-    return {"version": version}, f"Secret {name} restored"
-
-
-async def _roll_back(
-    datasette: Datasette, request: Request, name: str, sent: Body
-) -> _Done:
-    earlier = number(sent, "version")
-    if earlier is None:
-        raise InvalidSecret("Say which version to roll back to")
-    version = await service.roll_back(
-        datasette,
-        name,
-        earlier,
-        actor_id=actor_id(request),
-        expected_version=number(sent, "expected_version"),
-    )
-    return (
-        {"version": version},
-        f"Secret {name} rolled back to version {earlier}, as version {version}",
-    )
-
-
-async def _destroy(
-    datasette: Datasette, request: Request, name: str, sent: Body
-) -> _Done:
-    instance = get_instance(datasette)
-    stored = {
-        str(each.version): each.version
-        for each in await store.history(instance.db, name)
-    }
-    asked = sent.all("versions") + sent.all("version")
-    if not asked:
-        raise InvalidSecret("Say which versions to destroy")
-    if not all(type(each) in (int, str) and str(each) in stored for each in asked):
-        raise InvalidSecret(f"{name} has no such version")
-    versions = list(dict.fromkeys(stored[str(each)] for each in asked))
-    destroyed, cleaned = await service.destroy_versions(
-        datasette, name, versions, actor_id=actor_id(request)
-    )
-    return (
-        {"versions": versions, "destroyed": destroyed, "remains": cleaned.remains},
-        f"{_enumerate(versions)} of {name} destroyed",
-    )
-
-
-def _enumerate(versions: list[Any]) -> str:
-    """These versions in a message, which a cookie carries: browsers drop a large one."""
-    if len(versions) > _NUMBERS_MAX:
-        return health.count_versions(len(versions))
-    return f"Version{'s' * (len(versions) > 1)} {', '.join(map(str, versions))}"
-
-
-_ACTIONS: dict[str, Callable[[Datasette, Request, str, Body], Awaitable[_Done]]] = {
-    "delete": _delete,
-    "restore": _restore,
-    "rollback": _roll_back,
-    "destroy": _destroy,
-}
-
-
-async def _confirmation(
-    datasette: Datasette,
-    request: Request,
-    name: str,
-    action: str,
-    *,
-    error: str = "",
-    status: int = 200,
-) -> Response:
-    """The page that says what an action will do, and does it on a POST."""
-    listed = await _require(datasette, name)
-    instance = get_instance(datasette)
-    history = await store.history(instance.db, name)
-    if not history:
-        raise InvalidSecret(f"Nothing is stored for {name}")
-    shown = await present.Display.of(datasette, history)
-    versions = _version_rows(shown, instance, history, history)
-    chosen = set(request.args.getlist("version"))
-    if request.args.get("old"):
-        chosen |= {str(row.version) for row in versions if not row.is_newest}
-    earlier = next((row for row in versions if str(row.version) in chosen), None)
-    if action == "rollback" and not error and (earlier is None or earlier.is_destroyed):
-        raise Refused(404, f"{name} has no such version to roll back to")
-    return await page(
-        datasette,
-        request,
-        action,
-        {
-            "secret": shown.row(listed),
-            "versions": [row for row in versions if not row.is_destroyed],
-            "newest": versions[0],
-            "earlier": earlier,
-            "chosen": chosen,
-            "next_version": (versions[0].number or 0) + 1,
-            "action_url": present.secret_url(datasette, name, action),
-            "expected_version": _expected(history),
-            "missing_configuration": instance.settings.missing,
-            "read_only": health.why_read_only(instance),
-            "error": error,
-        },
-        status=status,
-    )
