@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .answer import LIST, is_allowed
 from .actions import delete_page, destroy_page, restore_page, rollback_page
+from .answer import LIST, is_allowed
 from .encryption import rotate_page, upgrade_page
 from .secrets import add_page, list_page, secret_page, set_page
 
