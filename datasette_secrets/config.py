@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .envelope import KeyRing, MasterKey
-from .errors import InvalidMasterKey, NotConfigured, SecretsError
+from .errors import InvalidMasterKey, NotConfigured, without_frames
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -47,38 +47,29 @@ class Settings(NamedTuple):
         return self.ring
 
 
+@without_frames
 def load(datasette: Datasette) -> Settings:
     """The instance's settings, read anew.
 
     Raises InvalidMasterKey for a key that cannot be used and NotConfigured for settings
     that make no sense.
     """
-    settings = _load(datasette)
-    if isinstance(settings, SecretsError):
-        raise settings
-    return settings
-
-
-def _load(datasette: Datasette) -> Settings | SecretsError:
-    """The settings, or what is wrong with them: returned, since the locals hold keys."""
     options = _options(datasette)
     if options is None:
-        return NotConfigured(f"{PLUGIN}: its configuration must be a mapping")
+        raise NotConfigured(f"{PLUGIN}: its configuration must be a mapping")
     database = options.get("database")
     if database is not None and not isinstance(database, str):
-        return NotConfigured(f"{PLUGIN}: 'database' must be the name of a database")
+        raise NotConfigured(f"{PLUGIN}: 'database' must be the name of a database")
     if "encryption-key" in options and "encryption_key" in options:
-        return InvalidMasterKey(
+        raise InvalidMasterKey(
             f"{PLUGIN}: both 'encryption-key' and 'encryption_key' are configured: "
             "keep one of them"
         )
     key_option = options.get("encryption-key", options.get("encryption_key"))
-    keys, sources, problem = _read_keys(key_option)
-    if problem:
-        return InvalidMasterKey(f"{PLUGIN}: {problem}")
+    keys = _read_keys(key_option)
     return Settings(
-        ring=KeyRing(keys) if keys else None,
-        sources=sources,
+        ring=KeyRing(keys.values()) if keys else None,
+        sources={key.id: source for source, key in keys.items()},
         database=None if database == "_internal" else database or None,
         reserved=_ALWAYS_RESERVED | _variables_of_keys(key_option),
         missing="" if keys else _why_missing(key_option),
@@ -156,77 +147,92 @@ def _entries(key_option: Any) -> list[Any]:
     return key_option if isinstance(key_option, list) else [key_option]
 
 
-def _read_keys(key_option: Any) -> tuple[list[MasterKey], dict[str, str], str]:
-    """The configured keys with their sources, and what is wrong with them, if anything.
-
-    Returns the problem rather than raising it: its locals hold key texts.
-    """
-    texts: list[tuple[str, str]] = []
-    if key_option is None:
-        listed = os.environ.get(ENV_KEY, "").split(",")
-        for number, text in enumerate(listed, 1):
-            position = f" (entry {number} of {len(listed)})" if len(listed) > 1 else ""
-            texts.append(
-                (f"the environment variable {ENV_KEY}{position}", text.strip())
-            )
-    else:
-        entries = _entries(key_option)
-        for number, entry in enumerate(entries, 1):
-            position = f"entry {number} of " if len(entries) > 1 else ""
-            source, text, problem = _follow(entry)
-            if problem:
-                return [], {}, f"{position}encryption-key cannot be read: {problem}"
-            texts.append((f"{position}encryption-key{source}", text.strip()))
+def _read_keys(key_option: Any) -> dict[str, MasterKey]:
+    """The configured keys by where each came from, newest first; none without any."""
+    texts = _texts_of_variable() if key_option is None else _texts_of_option(key_option)
     if not any(text for _, text in texts):
-        return [], {}, ""
+        return {}
     if not texts[0][1]:
-        return [], {}, f"{texts[0][0]} is empty: the first key is the one that wraps"
-    return _parse_keys(texts)
-
-
-def _parse_keys(
-    texts: list[tuple[str, str]],
-) -> tuple[list[MasterKey], dict[str, str], str]:
-    keys: list[MasterKey] = []
-    sources: dict[str, str] = {}
+        raise InvalidMasterKey(
+            f"{PLUGIN}: {texts[0][0]} is empty: the first key is the one that wraps"
+        )
+    keys: dict[str, MasterKey] = {}
     for source, text in texts:
         if not text:
             continue
-        key = MasterKey.parse(text)
-        if isinstance(key, str):
-            way_out = f"take away what stands around it, or {HOW_TO_MAKE_A_KEY}"
-            return [], {}, f"{source} is not a master key, {key}: {way_out}"
-        if key.id in sources:
+        key = _parse_key(source, text)
+        same = next((known for known in keys if keys[known].id == key.id), None)
+        if same is None:
+            keys[source] = key
+        else:
             print(
-                f"{PLUGIN}: {source} is the same key as {sources[key.id]}: it counts once",
+                f"{PLUGIN}: {source} is the same key as {same}: it counts once",
                 file=sys.stderr,
             )
-            continue
-        keys.append(key)
-        sources[key.id] = source
-    return keys, sources, ""
+    return keys
 
 
-def _follow(entry: Any) -> tuple[str, str, str]:
-    """Where an entry's text comes from, the text, and why it cannot be read, if so."""
+def _texts_of_variable() -> list[tuple[str, str]]:
+    listed = os.environ.get(ENV_KEY, "").split(",")
+    return [
+        (
+            f"the environment variable {ENV_KEY}"
+            + (f" (entry {number} of {len(listed)})" if len(listed) > 1 else ""),
+            text.strip(),
+        )
+        for number, text in enumerate(listed, 1)
+    ]
+
+
+def _texts_of_option(key_option: Any) -> list[tuple[str, str]]:
+    entries = _entries(key_option)
+    texts = []
+    for number, entry in enumerate(entries, 1):
+        option = "encryption-key"
+        if len(entries) > 1:
+            option = f"entry {number} of {option}"
+        source, text = _follow(option, entry)
+        texts.append((source, text.strip()))
+    return texts
+
+
+def _parse_key(source: str, text: str) -> MasterKey:
+    try:
+        return MasterKey.parse(text)
+    except InvalidMasterKey as error:
+        raise InvalidMasterKey(
+            f"{PLUGIN}: {source} is not a master key, {error}: take away what stands "
+            f"around it, or {HOW_TO_MAKE_A_KEY}"
+        ) from None
+
+
+def _follow(option: str, entry: Any) -> tuple[str, str]:
+    """Where an entry's text comes from, and the text. Raises InvalidMasterKey."""
     if entry is None or isinstance(entry, str):
-        return "", entry or "", ""
+        return option, entry or ""
     if isinstance(entry, dict) and len(entry) == 1:
         [(kind, name)] = entry.items()
         if kind == "$env" and isinstance(name, str):
-            return f" ($env {name})", os.environ.get(name, ""), ""
+            return f"{option} ($env {name})", os.environ.get(name, "")
         if kind == "$file" and isinstance(name, str):
-            try:
-                with open(name, encoding="utf-8") as file:
-                    return f" ($file {name})", file.read(), ""
-            except OSError as error:
-                where = (
-                    "" if os.path.isabs(name) else f", which is {os.path.abspath(name)}"
-                )
-                return "", "", f"$file {name}{where}: {error.strerror or 'unreadable'}"
-            except ValueError:
-                return "", "", f"$file {name}: not text"
-    return "", "", "it must be text, {$env: NAME} or {$file: PATH}"
+            return f"{option} ($file {name})", _read_file(option, name)
+    raise _unreadable(option, "it must be text, {$env: NAME} or {$file: PATH}")
+
+
+def _read_file(option: str, path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        where = "" if os.path.isabs(path) else f", which is {os.path.abspath(path)}"
+        problem = f"$file {path}{where}: {error.strerror or 'unreadable'}"
+    except ValueError:
+        problem = f"$file {path}: not text"
+    raise _unreadable(option, problem)
+
+
+def _unreadable(option: str, problem: str) -> InvalidMasterKey:
+    return InvalidMasterKey(f"{PLUGIN}: {option} cannot be read: {problem}")
 
 
 def _variables_of_keys(key_option: Any) -> frozenset[str]:

@@ -21,8 +21,8 @@ wrapped plaintext, it also commits the wrap to one master key: Poly1305 alone wo
 blob be made for two keys, but under the second its first 32 bytes would have to come out
 as the context, which takes some 2**128 attempts.
 
-What fails, fails in a frame that holds no key and no value: helpers whose locals do hold
-them return None, and their callers raise. Tracebacks that print locals then show nothing.
+The locals here are keys and values. What is raised leaves the module without the frames
+that hold them (`errors.without_frames`), since some tracebacks print locals.
 """
 
 from __future__ import annotations
@@ -38,7 +38,14 @@ from types import ModuleType
 from typing import NamedTuple, Protocol
 
 from . import fernet
-from .errors import CannotOpen, CannotUpgrade, UnknownMasterKey
+from .errors import (
+    CannotOpen,
+    CannotUpgrade,
+    InvalidMasterKey,
+    InvalidSecret,
+    UnknownMasterKey,
+    without_frames,
+)
 
 ENVELOPE_VERSION = 1
 KEY_BYTES = 32
@@ -87,24 +94,29 @@ class MasterKey:
         return f"<MasterKey {self.id}>"
 
     @classmethod
-    def parse(cls, text: str) -> MasterKey | str:
-        """The key that `text` spells, or what is wrong with it.
+    @without_frames
+    def parse(cls, text: str) -> MasterKey:
+        """The key that `text` spells.
 
         `text` is 32 bytes in padded Base64 (RFC 4648, either alphabet, 44 characters).
-        Nothing is raised, so that no traceback has a frame with the text in it.
+        Raises InvalidMasterKey, which says what is wrong with it.
         """
         text = text.strip()
         if len(text) != 44 or not text.isascii():
-            return f"it has {len(text)} characters where a key has 44"
+            raise InvalidMasterKey(f"it has {len(text)} characters where a key has 44")
         try:
             key = base64.b64decode(text.translate(_TO_STANDARD), validate=True)
         except binascii.Error:
-            return "it is not Base64"
+            raise InvalidMasterKey("it is not Base64") from None
         if len(key) != KEY_BYTES:
-            return f"it decodes to {len(key)} bytes where a key has {KEY_BYTES}"
+            raise InvalidMasterKey(
+                f"it decodes to {len(key)} bytes where a key has {KEY_BYTES}"
+            )
         standard = base64.b64encode(key).decode("ascii")
         if text not in (standard, standard.translate(_TO_URLSAFE)):
-            return "it is not Base64 in the one spelling of either alphabet"
+            raise InvalidMasterKey(
+                "it is not Base64 in the one spelling of either alphabet"
+            )
         return cls(key)
 
     def appears_in(self, text: str) -> bool:
@@ -193,24 +205,26 @@ class Plaintext:
         return "<Plaintext>"
 
     @classmethod
-    def parse(cls, value: object) -> Plaintext | str:
-        """`value` if it can be stored, or what is wrong with it.
+    @without_frames
+    def parse(cls, value: object) -> Plaintext:
+        """`value` on its way: text, 1 to 65,536 bytes of UTF-8 with no NUL.
 
-        A value is text: 1 to 65,536 bytes of UTF-8 with no NUL. Nothing is raised, so
-        that no traceback has a frame with the value in it.
+        Raises InvalidSecret, which says what is wrong with it.
         """
         if not isinstance(value, str):
-            return "it is not text"
+            raise InvalidSecret("it is not text")
         try:
             utf8 = value.encode("utf-8")
         except UnicodeEncodeError:
-            return "it is not valid UTF-8"
+            raise InvalidSecret("it is not valid UTF-8") from None
         if not utf8:
-            return "it is empty"
+            raise InvalidSecret("it is empty")
         if len(utf8) > VALUE_MAX_BYTES:
-            return f"it has {len(utf8):,} bytes where {VALUE_MAX_BYTES:,} are allowed"
+            raise InvalidSecret(
+                f"it has {len(utf8):,} bytes where {VALUE_MAX_BYTES:,} are allowed"
+            )
         if b"\0" in utf8:
-            return "it contains a NUL character"
+            raise InvalidSecret("it contains a NUL character")
         return cls(utf8)
 
     def contains_key_of(self, ring: KeyRing) -> bool:
@@ -239,6 +253,7 @@ def generate_master_key() -> str:
     return base64.urlsafe_b64encode(os.urandom(KEY_BYTES)).decode("ascii")
 
 
+@without_frames
 def unseal(ring: KeyRing, name: str, version: int, row: Envelope) -> str:
     """Open `version` of `name`: its value, 0 bytes or more of UTF-8.
 
@@ -247,23 +262,21 @@ def unseal(ring: KeyRing, name: str, version: int, row: Envelope) -> str:
     """
     wrapped_key, encrypted = check(name, version, row)
     master_key = ring.find(name, version, row.key_id)
-    value = _unseal_often(master_key, name, version, wrapped_key, encrypted)
-    if value is None:
-        raise CannotOpen(name, version)
-    return value
+    data_key = _recent_data_key(master_key, name, version, wrapped_key)
+    return _decrypt(data_key, name, version, encrypted)
 
 
+@without_frames
 def unwrap(ring: KeyRing, name: str, version: int, row: Envelope) -> None:
     """Prove that the wrapped data key opens; the value is not looked at.
 
     Raises as `unseal` does.
     """
     wrapped_key = check_wrap(name, version, row)
-    master_key = ring.find(name, version, row.key_id)
-    if _unwrap(master_key, _context(name, version), wrapped_key) is None:
-        raise CannotOpen(name, version)
+    _unwrap(ring.find(name, version, row.key_id), name, version, wrapped_key)
 
 
+@without_frames
 def rewrap(ring: KeyRing, name: str, version: int, row: Envelope) -> bytes:
     """The row's data key wrapped by the primary key: a new `wrapped_key`, 104 bytes.
 
@@ -271,14 +284,11 @@ def rewrap(ring: KeyRing, name: str, version: int, row: Envelope) -> bytes:
     """
     wrapped_key = check_wrap(name, version, row)
     master_key = ring.find(name, version, row.key_id)
-    rewrapped_key = _rewrap(
-        master_key, ring.primary, _context(name, version), wrapped_key
-    )
-    if rewrapped_key is None:
-        raise CannotOpen(name, version)
-    return rewrapped_key
+    data_key = _unwrap(master_key, name, version, wrapped_key)
+    return _wrap(ring.primary, _context(name, version), data_key)
 
 
+@without_frames
 def reseal(
     ring: KeyRing, name: str, version: int, row: Envelope, new_version: int
 ) -> Sealed:
@@ -288,14 +298,12 @@ def reseal(
     """
     wrapped_key, encrypted = check(name, version, row)
     master_key = ring.find(name, version, row.key_id)
-    value = _unseal_plaintext(
-        master_key, _context(name, version), wrapped_key, encrypted
-    )
-    if value is None:
-        raise CannotOpen(name, version)
-    return value.seal(ring.primary, name, new_version)
+    data_key = _unwrap(master_key, name, version, wrapped_key)
+    value = _decrypt(data_key, name, version, encrypted)
+    return Plaintext(value.encode("utf-8")).seal(ring.primary, name, new_version)
 
 
+@without_frames
 def upgrade(ring: KeyRing, name: object, version: object, token: object) -> Sealed:
     """The value that 0.x stored, sealed under the primary key as `version` of `name`.
 
@@ -310,9 +318,12 @@ def upgrade(ring: KeyRing, name: object, version: object, token: object) -> Seal
         and isinstance(token, (bytes, str))
     ):
         for master_key in ring:
-            sealed = _upgrade(master_key, ring.primary, name, version, token)
-            if sealed is not None:
-                return sealed
+            try:
+                utf8 = fernet.decrypt(master_key._key, token)
+                utf8.decode("utf-8")
+            except ValueError:
+                continue
+            return Plaintext(utf8).seal(ring.primary, name, version)
     raise CannotUpgrade(name, version)
 
 
@@ -364,16 +375,23 @@ def _wrap(master_key: MasterKey, context: bytes, data_key: bytes) -> bytes:
     return nonce + body
 
 
-def _unwrap(master_key: MasterKey, context: bytes, wrapped_key: bytes) -> bytes | None:
+def _unwrap(
+    master_key: MasterKey, name: str, version: int, wrapped_key: bytes
+) -> bytes:
     try:
         plain: bytes = _sodium().crypto_secretbox_open(
             wrapped_key[NONCE_BYTES:], wrapped_key[:NONCE_BYTES], master_key._key
         )
     except _crypto_error():
-        return None
-    if plain[:CONTEXT_BYTES] != context:
-        return None
+        raise CannotOpen(name, version) from None
+    if plain[:CONTEXT_BYTES] != _context(name, version):
+        raise CannotOpen(name, version)
     return plain[CONTEXT_BYTES:]
+
+
+# The wraps that were opened last. Whoever can read this memory can read the master key,
+# which opens them all; a wrap that is no longer stored is never looked up here.
+_recent_data_key = functools.lru_cache(maxsize=256)(_unwrap)
 
 
 def _encrypt(data_key: bytes, context: bytes, utf8: bytes) -> bytes:
@@ -385,79 +403,16 @@ def _encrypt(data_key: bytes, context: bytes, utf8: bytes) -> bytes:
     return nonce + body
 
 
-def _decrypt(data_key: bytes, context: bytes, encrypted: bytes) -> bytes | None:
+def _decrypt(data_key: bytes, name: str, version: int, encrypted: bytes) -> str:
     sodium = _sodium()
     try:
         padded = sodium.crypto_aead_xchacha20poly1305_ietf_decrypt(
-            encrypted[NONCE_BYTES:], context, encrypted[:NONCE_BYTES], data_key
+            encrypted[NONCE_BYTES:],
+            _context(name, version),
+            encrypted[:NONCE_BYTES],
+            data_key,
         )
         utf8: bytes = sodium.sodium_unpad(padded, PADDING_BYTES)
-    except _crypto_error():
-        return None
-    return utf8
-
-
-def _unseal(
-    master_key: MasterKey, context: bytes, wrapped_key: bytes, encrypted: bytes
-) -> str | None:
-    data_key = _unwrap(master_key, context, wrapped_key)
-    return None if data_key is None else _decrypt_text(data_key, context, encrypted)
-
-
-def _decrypt_text(data_key: bytes, context: bytes, encrypted: bytes) -> str | None:
-    utf8 = _decrypt(data_key, context, encrypted)
-    if utf8 is None:
-        return None
-    try:
         return utf8.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-
-
-def _unseal_often(
-    master_key: MasterKey,
-    name: str,
-    version: int,
-    wrapped_key: bytes,
-    encrypted: bytes,
-) -> str | None:
-    data_key = _recent_data_key(master_key, name, version, wrapped_key)
-    if data_key is None:
-        return None
-    return _decrypt_text(data_key, _context(name, version), encrypted)
-
-
-# The wraps that were opened last. Whoever can read this memory can read the master key,
-# which opens them all; a wrap that is no longer stored is never looked up here.
-@functools.lru_cache(maxsize=256)
-def _recent_data_key(
-    master_key: MasterKey, name: str, version: int, wrapped_key: bytes
-) -> bytes | None:
-    return _unwrap(master_key, _context(name, version), wrapped_key)
-
-
-def _unseal_plaintext(
-    master_key: MasterKey, context: bytes, wrapped_key: bytes, encrypted: bytes
-) -> Plaintext | None:
-    value = _unseal(master_key, context, wrapped_key, encrypted)
-    return None if value is None else Plaintext(value.encode("utf-8"))
-
-
-def _rewrap(
-    old: MasterKey, new: MasterKey, context: bytes, wrapped_key: bytes
-) -> bytes | None:
-    data_key = _unwrap(old, context, wrapped_key)
-    return None if data_key is None else _wrap(new, context, data_key)
-
-
-def _upgrade(
-    old: MasterKey, new: MasterKey, name: str, version: int, token: bytes | str
-) -> Sealed | None:
-    utf8 = fernet.decrypt(old._key, token)
-    if utf8 is None:
-        return None
-    try:
-        utf8.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-    return Plaintext(utf8).seal(new, name, version)
+    except (_crypto_error(), UnicodeDecodeError):
+        raise CannotOpen(name, version) from None

@@ -5,7 +5,12 @@ A message names the thing, the cause and the way out, never a value or a key.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import functools
+from collections.abc import Callable
+from typing import ClassVar, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class SecretsError(Exception):
@@ -137,6 +142,26 @@ class DatabaseUnavailable(SecretsError):
     """The database cannot be read or written now: locked, read-only, full or broken."""
 
     code = "database-unavailable"
+
+
+def without_frames(function: Callable[P, T]) -> Callable[P, T]:
+    """What `function` raises, without its frames, whose locals hold keys or values.
+
+    With `rich` installed, Datasette prints the locals of every frame of an exception. The
+    caller's frame is not dropped: it must hold neither.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:  # whatever it is, its frames hold the same locals
+            bare = error.with_traceback(None)
+            bare.__cause__ = bare.__context__ = None
+        del args, kwargs
+        raise bare
+
+    return guarded
 
 
 def printable(text: object) -> str:

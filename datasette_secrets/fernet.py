@@ -21,11 +21,11 @@ def require_fernet() -> None:
         raise MissingExtra from None
 
 
-def decrypt(master_key: bytes, token: bytes | str) -> bytes | None:
-    """The value in a token of 0.x, or None when this key does not open it.
+def decrypt(master_key: bytes, token: bytes | str) -> bytes:
+    """The value in a token of 0.x.
 
-    `master_key`: 32 bytes. Nothing is raised, so that no traceback has a frame with the
-    key or the value in it; call `require_fernet` first.
+    `master_key`: 32 bytes. Call `require_fernet` first. Raises ValueError when this key
+    does not open it.
     """
     from cryptography.fernet import Fernet, InvalidToken
 
@@ -34,4 +34,4 @@ def decrypt(master_key: bytes, token: bytes | str) -> bytes | None:
     try:
         return Fernet(base64.urlsafe_b64encode(master_key)).decrypt(token)
     except InvalidToken:
-        return None
+        raise ValueError from None

@@ -103,10 +103,12 @@ async def set_secret(
     Raises InvalidSecret, VersionConflict, NotConfigured and DatabaseUnavailable; nothing
     is then stored.
     """
-    plaintext = envelope.Plaintext.parse(value)
-    del value
-    if isinstance(plaintext, str):
-        raise InvalidSecret(f"The value of {name} cannot be stored: {plaintext}")
+    try:
+        plaintext = envelope.Plaintext.parse(value)
+    except InvalidSecret as error:
+        raise InvalidSecret(f"The value of {name} cannot be stored: {error}") from None
+    finally:
+        del value
     instance = get_instance(datasette)
     await _check_name(datasette, instance, name)
     _check_note(note)

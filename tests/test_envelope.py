@@ -18,7 +18,13 @@ from support import decoder
 
 from datasette_secrets import envelope
 from datasette_secrets.envelope import KeyRing, MasterKey, Plaintext, Sealed
-from datasette_secrets.errors import CannotOpen, CannotUpgrade, UnknownMasterKey
+from datasette_secrets.errors import (
+    CannotOpen,
+    CannotUpgrade,
+    InvalidMasterKey,
+    InvalidSecret,
+    UnknownMasterKey,
+)
 
 VECTORS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parent / "vectors/envelope-v1.json").read_text("utf-8")
@@ -37,16 +43,8 @@ values = st.text(
 )
 
 
-def parse_key(text: str) -> MasterKey:
-    key = MasterKey.parse(text)
-    assert isinstance(key, MasterKey)
-    return key
-
-
-def parse_value(value: str) -> Plaintext:
-    plaintext = Plaintext.parse(value)
-    assert isinstance(plaintext, Plaintext)
-    return plaintext
+parse_key = MasterKey.parse
+parse_value = Plaintext.parse
 
 
 def new_key() -> MasterKey:
@@ -580,10 +578,10 @@ def test_one_wrap_made_for_two_keys_does_not_open_under_both() -> None:
     ],
 )
 def test_parse_says_what_is_wrong_with_a_key_without_showing_it(text: str) -> None:
-    problem = MasterKey.parse(text)
-    assert isinstance(problem, str)
-    assert problem.startswith("it ")
-    assert not text or text not in problem
+    with pytest.raises(InvalidMasterKey) as caught:
+        MasterKey.parse(text)
+    assert str(caught.value).startswith("it ")
+    assert not text or text not in str(caught.value)
 
 
 @pytest.mark.parametrize("around", ["{}", "{}\n", "  {}\t", "\r\n{}\r\n"])
@@ -667,6 +665,6 @@ def test_a_ring_without_keys_cannot_be_made() -> None:
     ],
 )
 def test_parse_says_what_is_wrong_with_a_value(value: object, problem: str) -> None:
-    answer = Plaintext.parse(value)
-    assert isinstance(answer, str)
-    assert problem in answer
+    with pytest.raises(InvalidSecret) as caught:
+        Plaintext.parse(value)
+    assert problem in str(caught.value)

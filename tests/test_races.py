@@ -386,8 +386,6 @@ def late_row(key: str) -> str:
     """SQL by which a server that has this key first stores LATE, before all other rows."""
     master_key = envelope.MasterKey.parse(key)
     plaintext = envelope.Plaintext.parse("value of LATE")
-    assert isinstance(master_key, envelope.MasterKey)
-    assert isinstance(plaintext, envelope.Plaintext)
     sealed = plaintext.seal(master_key, "LATE", 1)
     assert sealed.wrapped_key is not None
     assert sealed.encrypted is not None

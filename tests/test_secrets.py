@@ -150,7 +150,6 @@ async def test_a_master_key_is_no_secret_to_store(
             with pytest.raises(InvalidSecret, match="contains a master key"):
                 await set_secret(datasette, NAME, value)
             plaintext = envelope.Plaintext.parse(value)
-            assert isinstance(plaintext, envelope.Plaintext)
             with pytest.raises(InvalidSecret, match="contains a master key"):
                 await service.set_secrets(datasette, {NAME: plaintext})
     assert await get_secret(datasette, NAME) is None

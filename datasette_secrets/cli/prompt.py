@@ -19,7 +19,7 @@ import click
 from dotenv.parser import parse_stream
 
 from ..envelope import Plaintext
-from ..errors import printable
+from ..errors import InvalidSecret, printable
 from .output import is_terminal, warn
 
 # A pasted text has come to its end when nothing has followed for so long.
@@ -212,8 +212,8 @@ def _add(found: EnvFile, name: str, value: str, line: int) -> str:
         return ""
     if _is_start_of_pem(value):
         return "it is the first of several lines, which have to stand in quotes"
-    plaintext = Plaintext.parse(value)
-    if isinstance(plaintext, str):
-        return plaintext
-    found.entries[name] = Entry(line, plaintext)
+    try:
+        found.entries[name] = Entry(line, Plaintext.parse(value))
+    except InvalidSecret as error:
+        return str(error)
     return ""

@@ -1,8 +1,7 @@
-"""Reads what a request sent: JSON or a form. Raises nothing, since its frames hold values.
+"""Reads what a request sent: JSON or a form.
 
-Datasette prints the locals of every frame of an exception when `rich` is installed, for
-responses of 400 to 499 too. So a body that cannot be read or parsed becomes a `Body` with
-a `problem`, and a good one hides what it holds: its `repr` shows nothing.
+A body that cannot be read or parsed raises `Refused`, without the frames that hold what
+was sent. A `Body` hides it: its `repr` shows nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from datasette.utils import tilde_decode
 from datasette.utils.asgi import PayloadTooLarge, Request
 
 from .. import schema
-from ..errors import InvalidSecret
+from ..errors import InvalidSecret, without_frames
 
 
 class Refused(Exception):
@@ -56,8 +55,6 @@ def secret_name(request: Request) -> str:
 async def read_fields(request: Request, *fields: str) -> Body:
     """What was sent. Raises Refused for what cannot be read, or has another key."""
     sent = await read(request)
-    if sent.problem:
-        raise Refused(sent.status, sent.problem)
     if not sent.is_form and sent.unknown(*fields):
         known = ", ".join(fields) or "none"
         raise Refused(400, f"The object has an unknown key; known: {known}")
@@ -102,25 +99,17 @@ _FIELDS_MAX = 20_000
 class Body:
     """What was sent, by field. Neither `repr` nor `str` shows it.
 
-    `problem`: why it was refused, empty if it was not; `status`: the HTTP status to say
-    so with. `is_form`: a web form sent it, so line ends are CRLF, and white space at the
-    ends of a value is an accident.
+    `is_form`: a web form sent it, so line ends are CRLF, and white space at the ends of a
+    value is an accident.
     """
 
-    __slots__ = ("_fields", "is_form", "problem", "status")
+    __slots__ = ("_fields", "is_form")
 
     def __init__(
-        self,
-        fields: Mapping[str, list[Any]] | None = None,
-        *,
-        is_form: bool = False,
-        problem: str = "",
-        status: int = 200,
+        self, fields: Mapping[str, list[Any]] | None = None, *, is_form: bool = False
     ) -> None:
         self._fields = dict(fields or {})
         self.is_form = is_form
-        self.problem = problem
-        self.status = status
 
     def __repr__(self) -> str:
         return "<Body>"
@@ -159,34 +148,42 @@ def media_type(request: Request) -> str:
 
 
 async def read(request: Request) -> Body:
-    """What `request` sent. An empty body without a media type is an empty object."""
-    kind = media_type(request)
+    """What `request` sent. An empty body without a media type is an empty object.
+
+    Raises Refused.
+    """
+    return _parse(media_type(request), await _read(request))
+
+
+async def _read(request: Request) -> bytes:
     try:
-        raw = await request.post_body()
+        return await request.post_body()  # type: ignore[no-any-return]
     except PayloadTooLarge:
-        return Body(problem="The body is larger than this server accepts", status=413)
-    except (
-        Exception
-    ):  # the client went away, or spoke no HTTP: nothing can be told apart
-        return Body(problem="The body could not be read", status=400)
+        raise Refused(413, "The body is larger than this server accepts") from None
+    except Exception:  # the client went away, or spoke no HTTP: it cannot be told apart
+        raise Refused(400, "The body could not be read") from None
+
+
+@without_frames
+def _parse(kind: str, raw: bytes) -> Body:
     if kind == _JSON:
         return _parse_json(raw)
     if kind == _FORM:
         return _parse_form(raw)
     if not raw and not kind:
         return Body()
-    return Body(problem=f"The body must be {_JSON} or {_FORM}", status=400)
+    raise Refused(400, f"The body must be {_JSON} or {_FORM}")
 
 
 def _parse_json(raw: bytes) -> Body:
     try:
         sent = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError:
-        return Body(problem="The body is not valid UTF-8", status=400)
+        raise Refused(400, "The body is not valid UTF-8") from None
     except (ValueError, RecursionError):
-        return Body(problem="The body is not valid JSON", status=400)
+        raise Refused(400, "The body is not valid JSON") from None
     if not isinstance(sent, dict):
-        return Body(problem="The body must be a JSON object", status=400)
+        raise Refused(400, "The body must be a JSON object")
     return Body(
         {
             name: value if name == "versions" and isinstance(value, list) else [value]
@@ -204,9 +201,9 @@ def _parse_form(raw: bytes) -> Body:
             max_num_fields=_FIELDS_MAX,
         )
     except UnicodeDecodeError:
-        return Body(problem="The form is not valid UTF-8", status=400)
+        raise Refused(400, "The form is not valid UTF-8") from None
     except ValueError:
-        return Body(problem="The form has too many fields", status=400)
+        raise Refused(400, "The form has too many fields") from None
     fields: dict[str, list[Any]] = {}
     for name, value in pairs:
         fields.setdefault(name, []).append(value)

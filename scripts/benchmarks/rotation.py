@@ -47,8 +47,6 @@ def fill(path: str, versions: int) -> None:
     datasette.close()
     key = envelope.MasterKey.parse(OLD)
     plaintext = envelope.Plaintext.parse("sk-a value of usual length, 0123456789abcdef")
-    assert isinstance(key, envelope.MasterKey)
-    assert isinstance(plaintext, envelope.Plaintext)
 
     def rows() -> Iterator[tuple[Any, ...]]:
         for number in range(versions):
@@ -69,7 +67,7 @@ def fill(path: str, versions: int) -> None:
 def bare_rotation(path: str) -> None:
     """Read, unwrap, wrap, executemany: no preflight, no check, no read-back."""
     old, new = (SecretBox(base64.urlsafe_b64decode(key)) for key in (OLD, NEW))
-    new_id = envelope.MasterKey.parse(NEW).id  # type: ignore[union-attr]
+    new_id = envelope.MasterKey.parse(NEW).id
     conn = connect(path)
     last = 0
     while rows := conn.execute(

@@ -151,13 +151,11 @@ def plugin(**hooks: Callable[..., Any]) -> Iterator[None]:
 
 def plaintext(value: str) -> envelope.Plaintext:
     parsed = envelope.Plaintext.parse(value)
-    assert isinstance(parsed, envelope.Plaintext)
     return parsed
 
 
 def key_id(master_key: str) -> str:
     key = envelope.MasterKey.parse(master_key)
-    assert isinstance(key, envelope.MasterKey)
     return key.id
 
 

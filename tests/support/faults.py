@@ -139,7 +139,6 @@ async def import_(datasette: Datasette) -> None:
     values = {}
     for name, value in IMPORTED.items():
         plaintext = envelope.Plaintext.parse(value)
-        assert isinstance(plaintext, envelope.Plaintext)
         values[name] = plaintext
     await service.set_secrets(datasette, values, skip_existing=True)
 
