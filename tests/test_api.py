@@ -361,14 +361,10 @@ async def test_a_chunked_body_without_end_is_refused(
             b'--b\r\nContent-Disposition: form-data; name="value"\r\n\r\nx\r\n--b--\r\n',
         ),
     ],
-<<<<<<< HEAD
     ids=[
         *("text", "XML", "escaped Latin-1", "Latin-1", "many fields"),
         "multipart",
     ],
-=======
-    ids=["text", "XML", "escaped Latin-1", "Latin-1", "many fields", "multipart"],
->>>>>>> 9d37db8 (Raise what is wrong, and drop the frames that hold keys and values)
 )
 async def test_a_body_of_another_kind_is_refused(
     api: Any, datasette: Datasette, content_type: str, content: bytes

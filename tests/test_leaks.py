@@ -325,6 +325,16 @@ def set_through_every_door(hunt: Hunt) -> None:
         ask(f"use {name}", "GET", f"/-/use?name={name}")
 
 
+def multipart(
+    value: str, *, end: str = "--", field: str = "secret", more: str = ""
+) -> tuple[bytes, str]:
+    body = (
+        f'--x\r\nContent-Disposition: form-data; name="{field}"{more}\r\n\r\n'
+        f"{value}\r\n--x{end}\r\n"
+    )
+    return body.encode(), "multipart/form-data; boundary=x"
+
+
 def use_every_door_wrongly(hunt: Hunt) -> None:
     """Each of these carries a value of its own, and none of them is stored."""
 
@@ -442,7 +452,6 @@ def use_every_door_wrongly(hunt: Hunt) -> None:
         **add,
     )
     wrong("add, no name", lambda v: urlencode({"secret": v}), **add)
-<<<<<<< HEAD
     for label, more in (
         ("whole", {}),
         ("no end", {"end": ""}),
@@ -451,14 +460,6 @@ def use_every_door_wrongly(hunt: Hunt) -> None:
     ):
         body, kind = multipart(hunt.value(f"multipart, {label}"), **more)
         hunt.ask(f"multipart, {label}", "POST", "/-/secrets/REGISTERED", body, kind)
-=======
-    parts = (
-        '--x\r\nContent-Disposition: form-data; name="secret"\r\n\r\n'
-        f"{hunt.value('multipart')}\r\n--x--\r\n"
-    )
-    kind = "multipart/form-data; boundary=x"
-    hunt.ask("multipart", "POST", "/-/secrets/REGISTERED/-/set", parts.encode(), kind)
->>>>>>> 9d37db8 (Raise what is wrong, and drop the frames that hold keys and values)
     hunt.server.hang_up(
         "/-/secrets/WITH_JSON/-/set", f'{{"value": "{hunt.value("hung up")}'.encode()
     )
