@@ -21,6 +21,7 @@ def main() -> int:
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     try:
         packages = json.loads(done.stdout)["dependencies"]

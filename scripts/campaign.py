@@ -161,6 +161,7 @@ class Killed:
             text=True,
             capture_output=True,
             check=False,
+            timeout=600,
         )
 
     def choose(self) -> tuple[list[str], str, Values]:
@@ -267,6 +268,7 @@ def traffic_(campaign: Campaign) -> None:
                     capture_output=True,
                     text=True,
                     check=False,
+                    timeout=600,
                 )
                 seen[done.returncode] += 1
                 if done.returncode:
@@ -283,7 +285,7 @@ def traffic_(campaign: Campaign) -> None:
             )
         finally:
             over.set()
-            shell.join()
+            shell.join(600)
         for problem in report["problems"]:
             campaign.problem(f"traffic, {journal}: {problem}")
         for what in ("reads", "writes", "rotations"):

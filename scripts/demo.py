@@ -218,7 +218,7 @@ def stop(server: subprocess.Popen) -> None:
         server.wait(10)
     except subprocess.TimeoutExpired:
         server.kill()
-        server.wait()
+        server.wait(timeout=60)
 
 
 def free_port() -> int:
@@ -306,7 +306,7 @@ class Visitor:
             wait_until(lambda: len(states) > seen)
         finally:
             done.set()
-            reader.join()
+            reader.join(60)
         expect(set(states), {"readable"}, "what the plugin reported meanwhile")
 
     def find(self, path: str, attribute: str, value: str) -> dict[str, str | None]:

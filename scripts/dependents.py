@@ -88,7 +88,9 @@ def version(programs: Path, name: str) -> str:
         "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
     )
     command = [programs / "python", "-c", code, name]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=3600
+    )
     return done.stdout.strip()
 
 
@@ -96,7 +98,9 @@ def run_own_tests(programs: Path, wheel: Path) -> bool:
     # Not `python -m pytest`, which would find the checkout before the wheel.
     modules = (TESTS / "test_dependents.py", TESTS / "test_upgrade.py")
     command = [programs / "pytest", "-q", "-m", "dependents", *modules]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "WHEEL": str(wheel)})
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "WHEEL": str(wheel)}, timeout=3600
+    )
     return done.returncode != 0
 
 
@@ -136,6 +140,7 @@ def run_suite(programs: Path, suite: Path, selection: str) -> Outcomes:
         env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
         stdout=subprocess.DEVNULL,
         check=False,
+        timeout=3600,
     )
     outcomes = {}
     for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314  # pytest's own
@@ -154,7 +159,7 @@ def count(outcomes: Outcomes) -> str:
 
 
 def run(*command: str | Path) -> None:
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, timeout=3600)
 
 
 if __name__ == "__main__":

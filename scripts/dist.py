@@ -108,7 +108,7 @@ def expect(held: bool, complaint: str) -> None:
 def run(*command: object, cwd: Path = ROOT) -> None:
     words = [str(word) for word in command]
     print("$", *words, flush=True)
-    if subprocess.run(words, cwd=cwd).returncode:
+    if subprocess.run(words, cwd=cwd, timeout=3600).returncode:
         sys.exit(f"Not good to publish: {' '.join(words)} failed")
 
 

@@ -133,7 +133,7 @@ def run(command: str, folder: str) -> str:
         if got.endswith(": "):
             os.write(master, f"{VALUE}\n".encode())
     os.close(master)
-    if process.wait():
+    if process.wait(timeout=60):
         sys.exit(f"{command} failed:\n{shown}")
     return shown.replace("\r\n", "\n")
 

@@ -50,7 +50,9 @@ def main() -> None:
         print(f"\n{label}: {versions(programs)}", flush=True)
         # Not `python -m pytest`, which would find the checkout before the wheel.
         suite = subprocess.run(
-            [programs / "pytest", "-q", "-n", "2", "--dist", "loadfile"], cwd=ROOT
+            [programs / "pytest", "-q", "-n", "2", "--dist", "loadfile"],
+            cwd=ROOT,
+            timeout=3600,
         )
         results.append((label, "failed" if suite.returncode else "passed"))
 
@@ -102,7 +104,9 @@ def versions(programs: Path) -> str:
 def output(*command: str) -> str:
     """What a program prints, empty where it does not run."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=3600
+        )
     except OSError:
         return ""
     return "" if done.returncode else done.stdout.strip()

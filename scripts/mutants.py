@@ -77,6 +77,7 @@ def prepare(folder: Path, module: str, tests: tuple[str, ...]) -> None:
         check=True,
         capture_output=True,
         text=True,
+        timeout=7200,
     ).stdout.split("\0")
     for name in filter(None, tracked):
         source = ROOT / name
@@ -102,6 +103,7 @@ def mutmut(folder: Path, *arguments: str) -> str:
         capture_output=True,
         text=True,
         check=False,
+        timeout=7200,
     )
     if done.returncode:
         sys.exit(

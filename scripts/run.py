@@ -78,7 +78,9 @@ def write_once(name: str, content: Callable[[], str]) -> None:
 
 def generate_encryption_key() -> str:
     command = [*DATASETTE, "secrets", "generate-encryption-key"]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, timeout=60
+    ).stdout
 
 
 def serve(port: int) -> None:

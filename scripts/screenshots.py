@@ -11,16 +11,13 @@ import contextlib
 import datetime
 import os
 import shutil
-import socket
 import sqlite3
 import sys
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from cryptography.fernet import Fernet
 from datasette import hookimpl
 from datasette.app import Datasette
@@ -31,7 +28,12 @@ from datasette_secrets import Secret, delete_secret, set_secret
 from datasette_secrets.envelope import generate_master_key
 from datasette_secrets.service import destroy_versions
 
-FOLDER = Path(__file__).resolve().parent.parent / ".github" / "screenshots"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.serving import served  # noqa: E402
+
+FOLDER = ROOT / ".github" / "screenshots"
 DESKTOP = {"width": 1200, "height": 800}
 PHONE = {"width": 360, "height": 740}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -190,22 +192,6 @@ async def temporary() -> Scene:
     await scene.datasette.invoke_startup()
     await scene.store("OPENAI_API_KEY", "", "root")
     return scene
-
-
-@contextlib.contextmanager
-def served(datasette: Datasette) -> Iterator[str]:
-    """The address of the instance, which runs in a thread of its own."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()  # whoever comes before the server is ready has to wait
-        server = uvicorn.Server(uvicorn.Config(datasette.app(), log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @contextlib.asynccontextmanager

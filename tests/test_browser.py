@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from cryptography.fernet import Fernet
 from datasette import hookimpl
@@ -20,6 +17,7 @@ from datasette.app import Datasette
 from datasette.plugins import pm
 from datasette.utils.asgi import Response
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from support.serving import served
 
 from datasette_secrets import Secret, get_secret, set_secret
 from datasette_secrets.envelope import generate_master_key
@@ -51,22 +49,6 @@ class Plugin:
             return Response.text(value or "not set")
 
         return [(r"^/-/read$", read)]
-
-
-@contextlib.contextmanager
-def served(datasette: Datasette) -> Iterator[str]:
-    """The address of a server that runs in a thread of its own."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()  # whoever comes before the server is ready has to wait, that is all
-        server = uvicorn.Server(uvicorn.Config(datasette.app(), log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def make(internal: str, *keys: str) -> Datasette:

@@ -111,7 +111,7 @@ def test_two_rotations_at_once_both_finish_and_lose_nothing(rotating: Console) -
     running = [rotating.start("rotate-key", "--json") for _ in range(2)]
     reports = []
     for process in running:
-        stdout, stderr = process.communicate()
+        stdout, stderr = process.communicate(timeout=60)
         assert (process.returncode, stderr) == (0, "")
         reports.append(json.loads(stdout))
     assert sum(report["changed"] for report in reports) == 10_000
@@ -128,7 +128,7 @@ def test_killed_anywhere_every_secret_opens_and_a_second_run_finishes(
         while left(fewer) > target and process.poll() is None:
             pass
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=60)
         verified = fewer.json("verify")
         assert (verified["opened"], verified["problems"]) == (2_500, [])
     report = fewer.json("rotate-key")
@@ -142,7 +142,7 @@ def test_ctrl_c_leaves_nothing_half_done_and_prints_one_line(
     while left(fewer) == 2_500:
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate()
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert stderr.splitlines() == [
         "Error: Interrupted: nothing is half done, and the command can be run again"

@@ -309,7 +309,9 @@ def test_a_mistyped_option_or_command_is_answered_with_those_there_are(
 @pytest.mark.parametrize("argument", ["sk-typed", "--sk-typed"])
 def test_a_key_is_made_from_nothing_that_was_typed(argument: str) -> None:
     command = [*DATASETTE, "secrets", "generate-encryption-key", argument]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert "sk-typed" not in done.stderr
     assert "Traceback" not in done.stderr
@@ -322,7 +324,7 @@ def test_a_key_is_made_from_nothing_that_was_typed(argument: str) -> None:
 def made_key(**options: Any) -> subprocess.CompletedProcess[str]:
     command = [*DATASETTE, "secrets", "generate-encryption-key"]
     return subprocess.run(
-        command, stderr=subprocess.PIPE, text=True, check=False, **options
+        command, stderr=subprocess.PIPE, text=True, check=False, timeout=60, **options
     )
 
 

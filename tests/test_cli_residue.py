@@ -109,7 +109,7 @@ def test_what_an_earlier_run_could_not_clean_up_the_next_one_does(
         ) != [(0,)]:
             assert killed.poll() is None
         killed.send_signal(signal.SIGKILL)
-        killed.communicate()
+        killed.communicate(timeout=60)
     littered.ok("rotate-key")
     assert not found_in_files(littered, wraps)
 
@@ -129,7 +129,7 @@ def test_a_log_that_another_process_holds_is_said_with_what_to_do(
             littered.start("destroy", "SECRET_7", "--version", "1", "--yes"),
         ]
         for process in running:
-            _, stderr = process.communicate()
+            _, stderr = process.communicate(timeout=60)
             assert process.returncode == 3
             assert "write-ahead log, which another process holds" in stderr
             assert "run 'datasette secrets rotate-key' again" in stderr

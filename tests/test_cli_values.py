@@ -217,7 +217,8 @@ def test_no_line_of_a_refused_paste_is_shown_or_left_for_the_shell(
     pasting = threading.Thread(target=terminal.type, args=["\n".join(lines)])
     pasting.start()
     assert terminal.end() == 1
-    pasting.join()
+    pasting.join(60)
+    assert not pasting.is_alive()
     assert "use a pipe or --value-file" in terminal.shown
     assert "body" not in terminal.shown
     assert terminal.left == ""
@@ -551,9 +552,13 @@ def test_the_database_can_be_a_named_one(console: Console, tmp_path: Path) -> No
 
 def test_generate_encryption_key_prints_a_key_and_nothing_else() -> None:
     command = [*DATASETTE, "secrets", "generate-encryption-key"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=60
+    )
     assert re.fullmatch(r"[A-Za-z0-9_-]{43}=\n", done.stdout)
     assert done.stderr == ""
-    done = subprocess.run([*command, "sk-1"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "sk-1"], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert "sk-1" not in done.stderr

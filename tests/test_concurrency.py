@@ -35,7 +35,7 @@ def start(internal: str, *keys: str, **job: Any) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate()
+    out, err = process.communicate(timeout=600)  # the campaign runs this for longer
     assert (process.returncode, err) == (0, "")
     return dict(json.loads(out))
 

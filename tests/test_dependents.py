@@ -376,6 +376,7 @@ def run_program(python: Path, first: str) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr.splitlines()[-1]
     return json.loads(done.stdout)

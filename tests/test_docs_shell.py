@@ -135,7 +135,11 @@ def test_datasette_help_loads_no_command_and_nothing_behind_them() -> None:
         "print(*[name for name in ('nacl', 'dotenv') if name in sys.modules])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     *shown, ours, theirs = done.stdout.split("\n")[:-1]
     assert any("Manage the secrets that plugins use" in line for line in shown)

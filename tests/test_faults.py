@@ -58,6 +58,7 @@ def build_shim(folder: Path) -> Path | None:
             "-ldl",
         ],
         check=True,
+        timeout=300,
     )
     return built
 
@@ -81,6 +82,7 @@ def run_faults(shim: Path, jobs: Any) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         check=False,
         env={**os.environ, "LD_PRELOAD": str(shim)},
+        timeout=300,
     )
 
 
@@ -212,6 +214,7 @@ def test_a_clock_that_steps_back_or_ahead_changes_no_order(
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -225,12 +228,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mounted = tmp_path / "small"
     mounted.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", mounted]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, timeout=300).returncode:
         # Only a file system of its own is ever really full, and only root may mount one,
         # as the containers of CI do. The shim plays a full disk for everybody else.
         pytest.skip("mounting a small file system needs root")
     yield mounted
-    subprocess.run(["umount", "--lazy", mounted], check=True)
+    subprocess.run(["umount", "--lazy", mounted], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("journal", JOURNALS)
@@ -257,7 +260,9 @@ async def test_a_full_disk_refuses_what_is_new_and_keeps_what_there_is(
     assert len(list(decoder.open_file(path, *ring))) == stored
 
     # With room again, the same calls finish.
-    subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
+    subprocess.run(
+        ["mount", "-o", "remount,size=4m", small_disk], check=True, timeout=300
+    )
     await set_secret(datasette, f"SECRET_{stored}", "small")
     assert (await rotation.rotate(rotating, new_data_keys=True)).complete
 
@@ -271,12 +276,14 @@ async def immutable_file(
     await datasette.invoke_startup()
     await set_secret(datasette, "A", "a value")
     datasette.close()
-    done = subprocess.run(["chattr", "+i", internal], check=False, capture_output=True)
+    done = subprocess.run(
+        ["chattr", "+i", internal], check=False, capture_output=True, timeout=300
+    )
     if done.returncode:
         # Nothing else keeps root from writing, and some file systems have no such flag.
         pytest.skip("chattr +i needs root, and a file system that knows it")
     yield internal
-    subprocess.run(["chattr", "-i", internal], check=True)
+    subprocess.run(["chattr", "-i", internal], check=True, timeout=300)
 
 
 async def test_a_read_only_file_is_read_and_every_change_is_refused(

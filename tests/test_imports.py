@@ -96,6 +96,7 @@ def run(dependents: Path, *arguments: str) -> str:
         check=False,
         capture_output=True,
         text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr.splitlines()[-1]
     return done.stdout

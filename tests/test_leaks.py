@@ -139,7 +139,8 @@ class Server:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)
         self.process.wait(30)
-        self.listening.join()
+        self.listening.join(60)
+        assert not self.listening.is_alive()
         assert self.process.stdout is not None
         self.process.stdout.close()
 
@@ -180,7 +181,7 @@ class Server:
 
     def hang_up(self, path: str, body: bytes) -> None:
         """Promise a longer body than is sent, and close."""
-        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), 60) as connection:
             signer = URLSafeSerializer(self.signing_secret, "actor")
             cookie = signer.dumps({"a": {"id": "root"}})
             connection.sendall(
@@ -221,7 +222,7 @@ class Hunt:
 
     def stop(self) -> None:
         self.server.stop()
-        self.forks.communicate()
+        self.forks.communicate(timeout=60)
 
     def value(self, door: str) -> str:
         value = new_value()
@@ -268,7 +269,7 @@ class Hunt:
             stderr=subprocess.PIPE,
         )
         self.evidence.add(f"process of {label}", self.server.command_line(process.pid))
-        out, err = process.communicate(stdin.encode())
+        out, err = process.communicate(stdin.encode(), timeout=60)
         self.evidence.add(f"output of {label}", out + err)
         self.statuses[label] = process.returncode
 

@@ -442,7 +442,7 @@ def make_read_only(tmp_path: Path) -> Iterator[Any]:
             return
         if (
             chattr is None
-            or subprocess.run([chattr, "+i", path], check=False).returncode
+            or subprocess.run([chattr, "+i", path], check=False, timeout=60).returncode
         ):
             # Nothing but chattr keeps root from writing, and not every file system has it.
             pytest.skip("root can write every file here")
@@ -450,7 +450,7 @@ def make_read_only(tmp_path: Path) -> Iterator[Any]:
 
     yield make
     for path in made:
-        subprocess.run(["chattr", "-i", path], check=True)
+        subprocess.run(["chattr", "-i", path], check=True, timeout=60)
 
 
 async def test_a_table_that_cannot_be_migrated_is_read_as_it_is(

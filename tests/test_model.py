@@ -139,7 +139,8 @@ class Secrets(RuleBasedStateMachine):
         found = await get_secret(self.datasette, name, actor)
         writing = asyncio.all_tasks() - {asyncio.current_task()}
         if writing:
-            await asyncio.wait(writing)
+            _, unfinished = await asyncio.wait(writing, timeout=60)
+            assert not unfinished
         return found
 
     # Changing.

@@ -108,11 +108,11 @@ class Litestream:
 
     def _run(self, *arguments: str | Path) -> bool:
         command = [self._program, *arguments]
-        return subprocess.run(command, capture_output=True).returncode == 0
+        return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
 
     def _output(self, *arguments: str | Path) -> str:
         command = [self._program, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -257,7 +257,7 @@ def test_a_new_replica_holds_nothing_of_what_was_destroyed(
     assert filled.run("rotate-key").exit_code == 0
     for folder in (litestream.replica, filled.folder / ".internal.db-litestream"):
         assert found_in(folder, destroyed)
-        subprocess.run(["rm", "-r", folder], check=True)
+        subprocess.run(["rm", "-r", folder], check=True, timeout=60)
     litestream.start()
     assert not found_in(filled.folder, destroyed)
     litestream.restore(other)

@@ -116,6 +116,7 @@ class Machine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            timeout=60,
         )
         return done.stdout if done.returncode else ""
 

@@ -632,6 +632,7 @@ def run_0_x(programs: Path, job: dict[str, Any]) -> dict[str, str]:
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr.splitlines()[-1]
     return json.loads(done.stdout)
@@ -736,6 +737,7 @@ async def test_the_commands_of_the_readme_move_over_from_0_x_and_back(
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr.splitlines()[-1]
     assert (

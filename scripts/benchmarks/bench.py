@@ -61,6 +61,7 @@ def environment_of_0x() -> str:
         subprocess.run(
             [python, "-m", "pip", "install", "--quiet", "--pre", OLD_RELEASE],
             check=True,
+            timeout=3600,
         )
         done.touch()
     return str(python)
@@ -75,6 +76,7 @@ def run(python: str, script: str, *arguments: object) -> Figures:
             stdout=subprocess.PIPE,
             text=True,
             check=True,
+            timeout=3600,
         )
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
     return figures
@@ -259,6 +261,7 @@ def import_time() -> list[Goal]:
             capture_output=True,
             text=True,
             check=True,
+            timeout=3600,
         )
         [cumulative] = re.findall(
             r"\|\s*(\d+) \| datasette_secrets$", done.stderr, re.M
@@ -284,6 +287,7 @@ def pages() -> list[Goal]:
         capture_output=True,
         text=True,
         check=True,
+        timeout=3600,
     )
     ratios = [float(ratio) for ratio in re.findall(r"ratio ([\d.]+)", done.stdout)]
     return [

@@ -28,9 +28,9 @@ from datasette_secrets.envelope import generate_master_key
 from datasette_secrets.instance import get_instance
 from datasette_secrets.web.secrets import PAGE_SIZE
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
-from screenshots import served
+from support.serving import served
 
 ROUNDS = 40
 

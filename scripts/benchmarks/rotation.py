@@ -154,6 +154,7 @@ def rotate_alone(path: str) -> tuple[float, float]:
         capture_output=True,
         text=True,
         check=True,
+        timeout=1200,
     )
     seconds, peak = json.loads(done.stdout)
     return seconds, peak

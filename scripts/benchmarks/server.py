@@ -67,7 +67,7 @@ async def reads(path: str) -> dict[str, float]:
     rotating.stdin.close()
     done = asyncio.Event()
     reader = asyncio.ensure_future(read_for(beside, done))
-    figures["rotation_failed"] = await rotating.wait()
+    figures["rotation_failed"] = await asyncio.wait_for(rotating.wait(), 600)
     done.set()
     await reader
     datasette.close()

@@ -93,6 +93,7 @@ class Console:
             cwd=self.folder,
             text=True,
             check=False,
+            timeout=60,
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
         )
 

@@ -32,7 +32,7 @@ def environment(
     wanted = "\n".join([*requirements, hashlib.sha256(ours).hexdigest()])
     if not installed.exists() or installed.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([python, "-m", "venv", folder], check=True)
+        subprocess.run([python, "-m", "venv", folder], check=True, timeout=900)
         install(programs, "--upgrade", "pip>=25.1")  # the first that reads groups
         ours_first = [f"{wheel}{extra}"] if wheel else []
         groups = ["--group", f"{ROOT / 'pyproject.toml'}:{group}"] if group else []
@@ -45,7 +45,7 @@ def environment(
 
 def install(programs: Path, *arguments: str) -> None:
     pip = [programs / "python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "install", *arguments], check=True)
+    subprocess.run([*pip, "install", *arguments], check=True, timeout=900)
 
 
 def build_wheel() -> Path:
@@ -56,6 +56,6 @@ def build_wheel() -> Path:
         shutil.rmtree(left, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     arguments = ["wheel", "--no-deps", "--wheel-dir", folder, ROOT]
-    subprocess.run([*pip, *arguments], check=True)
+    subprocess.run([*pip, *arguments], check=True, timeout=900)
     [wheel] = folder.glob("*.whl")
     return wheel

@@ -93,8 +93,9 @@ class Server:
             self._process.wait(DEADLINE)
         finally:
             self._process.kill()
-            self._process.wait()
-            self._reader.join()
+            self._process.wait(DEADLINE)
+            self._reader.join(DEADLINE)
+        assert not self._reader.is_alive()
 
     def restart(self) -> None:
         self.stop()
@@ -150,7 +151,8 @@ class Clients:
     def __exit__(self, *_: object) -> None:
         self._over = True
         for thread in self._threads:
-            thread.join()
+            thread.join(DEADLINE)
+            assert not thread.is_alive()
 
     @contextmanager
     def without(self, server: Server) -> Iterator[None]:

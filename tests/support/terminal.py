@@ -54,7 +54,7 @@ class Terminal:
             self.left += os.read(self._slave, 4096).decode("utf-8", "replace")
         os.close(self._slave)
         os.close(self._master)
-        return self._process.wait()
+        return self._process.wait(timeout=60)
 
     def _read(self, seconds: float = 60) -> bool:
         if not select.select([self._master], [], [], seconds)[0]:
