@@ -15,6 +15,7 @@ Each test file is named after what it tests:
     random sequences   test_model
     a real browser     test_browser
     the code           test_layers (imports and SQL) · test_imports (import order and time)
+                       test_deadlines (of the tests themselves)
     the documents      test_docs · test_docs_shell · test_runbook · test_security_claims
     other packages     test_dependents (`make test-dependents` runs the slow ones)
                        test_replication (Litestream; `make test-replication` runs it)
@@ -28,6 +29,7 @@ Helpers are in tests/support:
     environments       virtual environments with packages from PyPI
     hunt               how a leak is recognised; forks and watching_plugin serve test_leaks
     faults             one command that fails at its n-th write; fault_shim.c makes it fail
+    serving            a Datasette that answers real requests, in this process
     traffic            one of several processes that use a database at once
     servers            `datasette serve` processes, and clients that never stop asking
 
@@ -39,6 +41,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,12 +58,21 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Some parents ignore SIGINT (nohup, for example), and child processes inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Older Datasettes leave their own connections to memory open, and Python 3.13 says so.
     if "_all_connections" not in Database.__init__.__code__.co_names:
         about = "unclosed database"
         config.addinivalue_line("filterwarnings", f"ignore:{about}:ResourceWarning")
         # And for what is collected when all tests have ended.
         warnings.filterwarnings("ignore", about, ResourceWarning)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("dependents"):
+            item.add_marker(pytest.mark.timeout(3600))  # they install packages
 
 
 @pytest.fixture(autouse=True)
