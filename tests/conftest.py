@@ -71,7 +71,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("dependents"):
+        if item.get_closest_marker("dependents") or item.get_closest_marker(
+            "replication"
+        ):
             item.add_marker(pytest.mark.timeout(3600))  # they install packages
 
 
