@@ -115,6 +115,38 @@ def outcome_json(report: rotation.Rotation | upgrade.Upgrade) -> dict[str, Any]:
     }
 
 
+def status_json(
+    instance: Instance,
+    census: rotation.Census,
+    stored: int,
+    journal_mode: str,
+    problems: list[dict[str, str]],
+) -> dict[str, Any]:
+    return {
+        "ok": not problems,
+        "database": database_path(instance),
+        "database_name": instance.settings.database,
+        "journal_mode": journal_mode,
+        "versions": census.versions,
+        "destroyed": stored - census.versions,
+        "needs_upgrade": census.legacy,
+        "keys": keys_json(instance, census),
+        "problems": problems,
+    }
+
+
+def verification_json(
+    instance: Instance, found: rotation.Verification
+) -> dict[str, Any]:
+    return {
+        "ok": not found.problems,
+        "database": database_path(instance),
+        "opened": found.opened,
+        "destroyed": found.destroyed,
+        "problems": [problem_json(each) for each in found.problems],
+    }
+
+
 def database_path(instance: Instance) -> str:
     return str(instance.db.path or instance.db.name)
 

@@ -16,7 +16,7 @@ import pytest
 from support.console import DATASETTE, Console, key_id, plugin, sentence
 
 from datasette_secrets import database, envelope, schema
-from datasette_secrets.cli import commands, output, prompt
+from datasette_secrets.cli import output, prompt, reads
 from datasette_secrets.last_used import LastUsedRecorder
 
 #: A command line for each command that opens a database, and what it reads.
@@ -431,7 +431,7 @@ def test_no_frame_of_an_unforeseen_failure_holds_a_value(
         (database, "write"),
         (schema, "ensure_migrated"),
         (LastUsedRecorder, "record"),
-        (commands, "stop"),
+        (reads, "stop"),
         (prompt, "_add"),
         (output, "give_up_stdout"),
     ):

@@ -50,6 +50,8 @@ FOLDERS = {
     "cli": [
         {"cli"},
         {"cli.commands"},
+        {"cli.keys", "cli.changes"},
+        {"cli.reads"},
         {"cli.serve"},
         {"cli.prompt"},
         {"cli.output"},

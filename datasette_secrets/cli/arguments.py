@@ -5,6 +5,8 @@ What was typed may be a value, by mistake, and errors end up in logs.
 
 from __future__ import annotations
 
+import getpass
+import os
 from typing import Any
 
 import click
@@ -87,3 +89,27 @@ class VersionNumber(click.ParamType):  # type: ignore[type-arg]  # since click 8
         if not (text.isascii() and text.isdigit() and 0 < int(text[:20]) < 2**63):
             raise Refused.value("a version is a number: 1, 2, 3 …", param, ctx)
         return int(text)
+
+
+def _shell_user() -> str:
+    """Who is recorded for what a command does: `cli:` and the login name."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # a container may know no name for its user
+        return f"cli:{os.getuid()}" if hasattr(os, "getuid") else "cli:unknown"
+
+
+actor = click.option(
+    "--actor",
+    metavar="ID",
+    callback=lambda ctx, param, value: value or _shell_user(),
+    help="Record this as who did it, instead of cli:<login name>",
+)
+json = click.option("--json", "as_json", is_flag=True, help="Print JSON")
+yes = click.option("-y", "--yes", is_flag=True, help="Do not ask")
+vacuum = click.option(
+    "--vacuum",
+    is_flag=True,
+    help="Rewrite the file at the end, even if it is large or not the internal database",
+)
+name = click.argument("name", type=SecretName())

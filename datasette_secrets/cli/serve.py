@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import errno
-import getpass
 import os
 import signal
 import sys
@@ -243,11 +242,3 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def shell_user() -> str:
-    """Who is recorded for what a command does: `cli:` and the login name."""
-    try:
-        return f"cli:{getpass.getuser()}"
-    except (KeyError, OSError):  # a container may know no name for its user
-        return f"cli:{os.getuid()}" if hasattr(os, "getuid") else "cli:unknown"
