@@ -264,11 +264,14 @@ def _require_versions(
 ) -> list[object]:
     """These versions as they are stored. A damaged row may have text for a number."""
     known = {str(version.version): version.version for version in stored}
-    if not known.keys() >= set(versions):
-        raise click.ClickException(
-            f"{printable(name)} has no such version: see what 'datasette secrets history' "
-            "lists"
-        )
+    for version in versions:
+        if version not in known:
+            # What is no number may be a value that was typed by mistake.
+            missing = f"version {version}" if version.isdecimal() else "such version"
+            raise click.ClickException(
+                f"{printable(name)} has no {missing}: see what 'datasette secrets "
+                "history' lists"
+            )
     return [known[each] for each in versions]
 
 
