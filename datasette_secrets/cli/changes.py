@@ -187,7 +187,8 @@ async def rollback(
     """
 
     stored = await require_history(datasette, name)
-    _require_versions(name, stored, (str(version),))
+    if version not in [each.version for each in stored]:
+        raise _no_such_version(name, f"version {version}")
     newest = stored[0].version
     expected = _confirm(
         f"Roll {name} back from version {newest} to the value of version {version}?",
@@ -259,19 +260,19 @@ def _confirm(question: str, newest: store.Version, yes: bool) -> Any:
     return None if yes else newest.version
 
 
+def _no_such_version(name: str, what: str = "such version") -> click.ClickException:
+    return click.ClickException(
+        f"{printable(name)} has no {what}: see what 'datasette secrets history' lists"
+    )
+
+
 def _require_versions(
     name: str, stored: list[store.Version], versions: tuple[str, ...]
 ) -> list[object]:
     """These versions as they are stored. A damaged row may have text for a number."""
     known = {str(version.version): version.version for version in stored}
-    for version in versions:
-        if version not in known:
-            # What is no number may be a value that was typed by mistake.
-            missing = f"version {version}" if version.isdecimal() else "such version"
-            raise click.ClickException(
-                f"{printable(name)} has no {missing}: see what 'datasette secrets "
-                "history' lists"
-            )
+    if not known.keys() >= set(versions):
+        raise _no_such_version(name)
     return [known[each] for each in versions]
 
 
