@@ -18,6 +18,7 @@ The package. A module imports only from those below it, and a folder is one leve
     health          what is wrong with keys and database, and what to do about it
     permissions     the lock on the tables
     upgrade         re-seal what 0.x stored        rotation    re-wrap, verify, count
+    checks          run a plugin's check of a value
     listing         states, names, list, find      service     get, set, delete, destroy …
     instance        one Datasette's settings, database, reader and recorder
     last_used       who used what when, in few writes

@@ -227,6 +227,10 @@ class Plaintext:
             raise InvalidSecret("it contains a NUL character")
         return cls(utf8)
 
+    def reveal(self) -> str:
+        """The value itself. Pass it on at once: it must not become a local variable."""
+        return self._utf8.decode("utf-8")
+
     def contains_key_of(self, ring: KeyRing) -> bool:
         """Whether one of the master keys is in the value."""
         return ring.any_appears_in(self._utf8.decode("utf-8"))

@@ -34,6 +34,7 @@ LAYERS = [
     {"permissions"},
     {"upgrade"},
     {"rotation"},
+    {"checks"},
     {"listing", "service"},
     {"instance"},
     {"last_used"},

@@ -1,0 +1,172 @@
+"""Runs the check that a plugin registered, and lets nothing of the value out with it.
+
+The check runs in an event loop of its own, in a daemon thread that is not waited for after
+ten seconds, so that one that blocks delays nobody else. All that it returns or raises is
+read in that thread. Only a CheckResult made here leaves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_plus
+
+from datasette.utils import await_me_maybe
+
+from .errors import InvalidSecret, printable
+from .registry import Check, CheckResult, Registered, registered_secrets
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+    from .envelope import Plaintext
+
+OUTCOMES = ("works", "rejected", "unknown")
+SECONDS = 10.0
+_MESSAGE_MAX_CHARACTERS = 200
+# So many characters of a value in a row are as bad as all of it.
+_REVEALING_CHARACTERS = 10
+_MEANINGS = {True: "works", False: "rejected", None: "unknown"}
+
+
+async def find_check(datasette: Datasette, name: str) -> Registered:
+    """The secret of this name, which has a check. Raises InvalidSecret if none has one."""
+    for secret in await registered_secrets(datasette):
+        if secret.name == name and secret.check is not None:
+            return secret
+    raise InvalidSecret(f"No plugin registered a check for {name}")
+
+
+async def run_check(
+    secret: Registered, value: Plaintext, *, seconds: float = SECONDS
+) -> CheckResult:
+    """What the plugin's check says of `value`. Nothing is raised for what it does.
+
+    The outcome is `"unknown"` if the check raises, returns nonsense or takes longer than
+    `seconds`. The message is printable, at most 200 characters, and shows nothing of the
+    value.
+    """
+    if secret.check is None:
+        return CheckResult("unknown", "No plugin registered a check")
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[CheckResult] = loop.create_future()
+
+    def settle(result: CheckResult) -> None:
+        if not answer.done():
+            answer.set_result(result)
+
+    def deliver(result: CheckResult) -> None:
+        with contextlib.suppress(RuntimeError):  # nobody waits: the loop was closed
+            loop.call_soon_threadsafe(settle, result)
+
+    threading.Thread(
+        target=_run_in_this_thread,
+        args=(secret.check, value, seconds, deliver),
+        name=f"check of {secret.name}",
+        daemon=True,
+    ).start()
+    try:
+        return await asyncio.wait_for(answer, seconds)
+    except asyncio.TimeoutError:
+        return CheckResult(
+            "unknown", f"The check did not answer within {seconds:g} seconds"
+        )
+
+
+def _run_in_this_thread(
+    check: Check,
+    value: Plaintext,
+    seconds: float,
+    deliver: Callable[[CheckResult], None],
+) -> None:
+    try:
+        asyncio.run(_ask(check, value, seconds, deliver))
+    except BaseException:  # a plugin's code may do anything, exit included
+        deliver(CheckResult("unknown", "The check failed"))
+
+
+async def _ask(
+    check: Check,
+    value: Plaintext,
+    seconds: float,
+    deliver: Callable[[CheckResult], None],
+) -> None:
+    # What a task of the check raises would be logged, text and all.
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    try:
+        # A second more, since the caller says better what a time-out is.
+        asked = await_me_maybe(check(value.reveal()))
+        result = _read(await asyncio.wait_for(asked, seconds + 1), value)
+    except Exception as error:  # a plugin's code may raise anything
+        result = _failed(error, value)
+    # Delivered before the loop closes, which waits for what the check left behind.
+    deliver(result)
+
+
+def _read(answer: object, value: Plaintext) -> CheckResult:
+    if answer is None or isinstance(answer, bool):
+        return CheckResult(_MEANINGS[answer])
+    if isinstance(answer, CheckResult):
+        outcome, message = answer.outcome, answer.message
+        if type(outcome) is str and outcome in OUTCOMES:
+            return CheckResult(outcome, _safe(message, value))
+    return CheckResult(
+        "unknown", "The check returned no CheckResult, and neither True, False nor None"
+    )
+
+
+def _failed(error: Exception, value: Plaintext) -> CheckResult:
+    """Of an exception only the name of its type is shown."""
+    return CheckResult(
+        "unknown", _safe(f"The check failed with {type(error).__name__}", value)
+    )
+
+
+def _safe(message: object, value: Plaintext) -> str:
+    """The message made fit to be shown, or a sentence that says why it is not."""
+    if type(message) is not str:
+        return ""
+    cut = " ".join(message[: _MESSAGE_MAX_CHARACTERS + 1].split())
+    if _reveals(cut, value.reveal()):
+        return "The message of the check is not shown, since it contains the value"
+    shown = printable(cut)
+    if len(shown) > _MESSAGE_MAX_CHARACTERS:
+        return f"{shown[: _MESSAGE_MAX_CHARACTERS - 1]}…"
+    return shown
+
+
+def _reveals(message: str, value: str) -> bool:
+    """Whether the value, or ten characters of it in a row, is in the message."""
+    message = message.casefold()
+    if " ".join(value.split()).casefold() in message:
+        return True
+    length = _REVEALING_CHARACTERS
+    windows = {message[at : at + length] for at in range(len(message) - length + 1)}
+    return any(
+        window in spelling for spelling in _spellings(value) for window in windows
+    )
+
+
+def _spellings(value: str) -> Iterator[str]:
+    """The value as providers and programs spell it, in lower case."""
+    utf8 = value.encode("utf-8")
+    for spelling in (
+        value,
+        " ".join(value.split()),
+        repr(value),
+        ascii(value),
+        json.dumps(value),
+        quote(value, safe=""),
+        quote_plus(value),
+        utf8.hex(),
+    ):
+        yield spelling.casefold()
+    for skipped in range(3):  # within something longer, it starts at any of these
+        encoded = base64.b64encode(utf8[skipped:]).decode("ascii").casefold()
+        yield encoded
+        yield encoded.translate(str.maketrans("+/", "-_"))
