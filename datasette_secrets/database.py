@@ -183,6 +183,15 @@ def unavailable(error: sqlite3.Error, verb: str) -> DatabaseUnavailable:
     )
 
 
+def not_kept() -> DatabaseUnavailable:
+    """What a change raises that does not find, in its transaction, what it has written."""
+    return DatabaseUnavailable(
+        "The database of the secrets does not hold what was written to it. Something in "
+        "it undoes changes, or another process changes the same rows: run 'datasette "
+        "secrets status', and try again"
+    )
+
+
 def _cause(error: sqlite3.Error) -> str:
     return _CAUSES.get(result_code(error), f"SQLite says: {error}")
 

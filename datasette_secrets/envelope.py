@@ -246,6 +246,15 @@ class Plaintext:
             _encrypt(data_key, context, self._utf8),
         )
 
+    def seal_and_unseal(self, master_key: MasterKey, name: str, version: int) -> Sealed:
+        """What `seal` returns, once it has been unsealed again and compared."""
+        sealed = self.seal(master_key, name, version)
+        wrapped_key, encrypted = check(name, version, sealed)
+        data_key = _unwrap(master_key, name, version, wrapped_key)
+        if _decrypt(data_key, name, version, encrypted).encode("utf-8") != self._utf8:
+            raise CannotOpen(name, version)
+        return sealed
+
 
 def is_key_id(text: str) -> bool:
     """Whether `text` names a master key: 16 hex digits in lower case."""
@@ -284,12 +293,16 @@ def unwrap(ring: KeyRing, name: str, version: int, row: Envelope) -> None:
 def rewrap(ring: KeyRing, name: str, version: int, row: Envelope) -> bytes:
     """The row's data key wrapped by the primary key: a new `wrapped_key`, 104 bytes.
 
-    The value is neither looked at nor changed. Raises as `unseal` does.
+    It has been unwrapped again, so that it can be written over the old one. The value is
+    neither looked at nor changed. Raises as `unseal` does.
     """
     wrapped_key = check_wrap(name, version, row)
     master_key = ring.find(name, version, row.key_id)
     data_key = _unwrap(master_key, name, version, wrapped_key)
-    return _wrap(ring.primary, _context(name, version), data_key)
+    rewrapped_key = _wrap(ring.primary, _context(name, version), data_key)
+    if _unwrap(ring.primary, name, version, rewrapped_key) != data_key:
+        raise CannotOpen(name, version)
+    return rewrapped_key
 
 
 @without_frames
@@ -298,13 +311,14 @@ def reseal(
 ) -> Sealed:
     """The value of `version` under a fresh data key, as `new_version` of the same name.
 
-    Raises as `unseal` does.
+    It has been unsealed again and compared. Raises as `unseal` does.
     """
     wrapped_key, encrypted = check(name, version, row)
     master_key = ring.find(name, version, row.key_id)
     data_key = _unwrap(master_key, name, version, wrapped_key)
     value = _decrypt(data_key, name, version, encrypted)
-    return Plaintext(value.encode("utf-8")).seal(ring.primary, name, new_version)
+    plaintext = Plaintext(value.encode("utf-8"))
+    return plaintext.seal_and_unseal(ring.primary, name, new_version)
 
 
 @without_frames
@@ -327,7 +341,7 @@ def upgrade(ring: KeyRing, name: object, version: object, token: object) -> Seal
                 utf8.decode("utf-8")
             except ValueError:
                 continue
-            return Plaintext(utf8).seal(ring.primary, name, version)
+            return Plaintext(utf8).seal_and_unseal(ring.primary, name, version)
     raise CannotUpgrade(name, version)
 
 

@@ -1,18 +1,20 @@
 """Re-wraps every version with the primary master key, and proves what can be decrypted.
 
-Preflight before anything changes; batches, each one a transaction in which a row changes
-only if it still is the one that was read; a read-back of every batch; passes until none
-is left; a clean-up. Killed at any instant, every secret can still be decrypted with the
-same key ring, and running it again finishes the work.
+First it is proved that every row can be decrypted, before anything changes. Then each
+batch is one transaction. A row changes only if it still is the one that was read, its new
+envelope has been decrypted again before it is written, and what is stored is compared
+with it before the commit. Passes go on until no row is left. Killed at any instant, every
+secret can still be decrypted with the same key ring, and running it again finishes the
+work. `rewrite` does the same for an upgrade.
 """
 
 from __future__ import annotations
 
 import shlex
-from array import array
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from . import database, envelope, schema, service, store
 from .errors import (
@@ -31,23 +33,25 @@ if TYPE_CHECKING:
 BATCH_SIZE = 5_000
 
 
+# So often a rotation goes over rows that other servers write meanwhile, and so often a
+# batch is tried again of which somebody else was quicker to change a row.
 PASSES_MAX = 20
-
-
-# The preflight keeps so many new wraps, so that they are not made twice: some 55 MB.
-_PREPARED_MAX = 200_000
 
 
 Progress = Callable[[int], None]
 
 
-#: What could not be changed, the ids of what was to be, and how many rows were.
-_Outcome = tuple[list["Problem"], list[int], int]
+#: Raises because a row cannot be decrypted.
+Proof = Callable[[str, int, store.Row], object]
+
+
+#: Makes the new envelope of a row, or None where it needs none. Raises as a Proof does.
+Operation = Callable[[str, int, store.Row], "envelope.Sealed | None"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A version that does not open, and the command that deals with it."""
+    """A version that cannot be decrypted, and the command that deals with it."""
 
     name: str
     version: object
@@ -58,10 +62,9 @@ class Problem:
     @classmethod
     def of(cls, row: store.Row, error: SecretsError) -> Problem:
         name, version = str(row.name), row.version
-        destroy = (
-            f"datasette secrets destroy {shlex.quote(name)} "
-            f"--version {shlex.quote(str(version))}"
-        )
+        if row.is_legacy and not isinstance(error, CannotUpgrade):
+            error = NeedsUpgrade(name, version)
+        destroy = _destroy_command(row)
         if isinstance(error, NeedsUpgrade):
             remedy = "datasette secrets upgrade"
         elif isinstance(error, CannotUpgrade):
@@ -78,18 +81,20 @@ class Problem:
             remedy = destroy
         return cls(name, version, error.code, str(error), remedy)
 
-    @classmethod
-    def unseen(cls, row: store.Row) -> Problem:
-        """A row of 0.x that was not there, or not as it is now, when the list was made."""
-        name, version = str(row.name), row.version
-        return cls(
-            name,
-            version,
-            NeedsUpgrade.code,
-            f"{name} version {version} was not on the list of what was to be brought in: "
-            "find out who put it there since",
-            "datasette secrets upgrade",
-        )
+
+def _destroy_command(row: store.Row) -> str:
+    """The command that destroys this row, whatever its name and version are."""
+    name: object = row.name
+    version: object = row.version
+    if (
+        isinstance(name, str)
+        and name.isprintable()
+        and not name.startswith("-")
+        and type(version) is int
+        and version > 0
+    ):
+        return f"datasette secrets destroy {shlex.quote(name)} --version {version}"
+    return f"datasette secrets destroy-row {row.id}"
 
 
 @dataclass
@@ -105,6 +110,11 @@ class Census:
     def versions(self) -> int:
         """The versions that hold a value, 0.x ones included."""
         return sum(self.counts.values()) + self.legacy
+
+    @property
+    def elsewhere(self) -> int:
+        """The versions that the primary key does not wrap, 0.x ones included."""
+        return self.versions - self.counts.get(self.primary or "", 0)
 
     @property
     def missing(self) -> list[str]:
@@ -181,17 +191,17 @@ async def verify(
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> Verification:
-    """Open every version, its wrap and its value.
+    """Decrypt every version, its wrap and its value.
 
     Raises NotConfigured and DatabaseUnavailable.
     """
     instance = get_instance(datasette)
-    ring = instance.settings.require_ring()
+    unseal = partial(envelope.unseal, instance.settings.require_ring())
     found = Verification()
     async for rows in batches(instance, batch_size):
-        problems = list(_unopenable(ring, rows, envelope.unseal))
+        problems = undecryptable(rows, unseal)
         found.opened += len(rows) - len(problems)
-        found.problems += problems
+        found.problems += problems.values()
         if progress:
             progress(len(rows))
     stored = await store.count_versions(instance.db)
@@ -213,7 +223,7 @@ async def rotate(
     """Wrap every stored version with the primary master key.
 
     `new_data_keys`: also re-seal every value under a fresh data key. `skip_unopenable`:
-    change the rest when some do not open; without it, nothing is then changed.
+    change the rest when some cannot be decrypted; without it, nothing is then changed.
     `progress` is told how many rows each step has dealt with: each row twice, unless
     others change them meanwhile.
 
@@ -221,207 +231,122 @@ async def rotate(
     """
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
-    report = Rotation(primary=ring.primary.id, dry_run=dry_run)
-    work = _Work(
-        instance, ring, batch_size, new_data_keys, progress or (lambda _: None)
-    )
+    primary = ring.primary.id
+    report = Rotation(primary=primary, dry_run=dry_run)
+    prove: Proof = partial(envelope.unseal if new_data_keys else envelope.unwrap, ring)
+    operation = partial(_reseal if new_data_keys else _rewrap, ring)
+
+    def rows_to_change(but_key_id: str | None) -> AsyncIterator[store.Rows]:
+        return batches(instance, batch_size, but_key_id, wraps_only=not new_data_keys)
 
     report.census = await census(datasette)
-    await work.preflight(report, skip_unopenable=skip_unopenable)
+    everywhere = None if new_data_keys else primary
+    problems: dict[int, Problem] = {}
+    async for rows in rows_to_change(everywhere):
+        problems |= undecryptable(rows, prove)
+        report.to_change += len(rows)
+        if progress:
+            progress(len(rows))
+    report.problems = list(problems.values())
     report.current = max(0, report.census.versions - report.to_change)
-    if dry_run or (report.problems and not skip_unopenable):
+    if dry_run or (problems and not skip_unopenable):
         return report
 
     await schema.ensure_migrated(instance.db)
-    finished = await work.write_prepared(report)
-    counted = await census(datasette)
+    left: dict[int, Problem] = {}
+    passing = rows_to_change(everywhere)
     for _ in range(PASSES_MAX):
-        if finished and work.count_elsewhere(counted) <= work.stuck:
-            break
-        finished = await work.change(report)
-        counted = await census(datasette)
-    elsewhere = work.count_elsewhere(counted)
-    report.census = counted
-    report.clean_up = await service.clean_up(instance, vacuum=vacuum)
-    report.complete = not report.problems and not elsewhere
-    if report.changed:
-        await service.announce_rotation(
-            datasette, ring.primary.id, report.changed, actor_id
+        changed, unchanged = await rewrite(
+            instance,
+            passing,
+            operation,
+            wraps_only=not new_data_keys,
+            progress=progress,
         )
+        report.changed += changed
+        left |= unchanged
+        report.census = await census(datasette)
+        if not changed or not report.census.elsewhere:
+            break
+        # What a server that has another key first has stored meanwhile.
+        passing, progress = rows_to_change(primary), None
+    # What could not be decrypted may have been destroyed or replaced meanwhile.
+    again = await store.rows_with_ids(instance.db, list(left))
+    report.problems = list(undecryptable(again, prove).values())
+    report.clean_up = await service.clean_up(instance, vacuum=vacuum)
+    report.complete = not report.problems and not report.census.elsewhere
+    if report.changed:
+        await service.announce_rotation(datasette, primary, report.changed, actor_id)
     return report
 
 
-class _Prepared(NamedTuple):
-    """The new wraps of a batch, in 216 bytes a row where tuples would take 380."""
-
-    ids: array[int]
-    new: bytes
-    old: bytes
-
-    @classmethod
-    def of(cls, changes: list[store.NewWrap]) -> _Prepared:
-        return cls(
-            array("q", [row_id for _, _, row_id, _ in changes]),
-            b"".join([new for new, _, _, _ in changes]),
-            b"".join([old for _, _, _, old in changes]),
-        )
-
-    def changes(self, key_id: str) -> list[store.NewWrap]:
-        size = envelope.WRAPPED_KEY_BYTES
-        return [
-            (self.new[at : at + size], key_id, row_id, self.old[at : at + size])
-            for at, row_id in zip(range(0, len(self.new), size), self.ids, strict=True)
-        ]
+def _rewrap(
+    ring: envelope.KeyRing, name: str, version: int, row: store.Row
+) -> envelope.Sealed:
+    wrapped_key = envelope.rewrap(ring, name, version, row)
+    return envelope.Sealed(
+        envelope.ENVELOPE_VERSION, ring.primary.id, wrapped_key, None
+    )
 
 
-@dataclass
-class _Work:
-    """One rotation's means."""
+def _reseal(
+    ring: envelope.KeyRing, name: str, version: int, row: store.Row
+) -> envelope.Sealed:
+    return envelope.reseal(ring, name, version, row, version)
 
-    instance: Instance
-    ring: envelope.KeyRing
-    batch_size: int
-    new_data_keys: bool
-    progress: Progress
-    #: What the preflight has made already, to be written unless a row has changed since.
-    prepared: list[_Prepared] = field(default_factory=list, repr=False)
-    #: How many versions under another key the last pass had to leave.
-    stuck: int = 0
-    #: Whether those under the primary key are still to be changed, too.
-    everything: bool = False
-    #: Rows that this run has sealed afresh: once is enough.
-    resealed: set[int] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.everything = self.new_data_keys
+async def rewrite(
+    instance: Instance,
+    batches: AsyncIterator[store.Rows],
+    operation: Operation,
+    *,
+    wraps_only: bool = False,
+    progress: Progress | None = None,
+) -> tuple[int, dict[int, Problem]]:
+    """Write the envelope that `operation` makes over that of each row, a batch at a time.
 
-    async def preflight(self, report: Rotation, *, skip_unopenable: bool) -> None:
-        """Open every wrap that is to be changed; change nothing."""
-        prove = envelope.unseal if self.new_data_keys else envelope.unwrap
-        prepare = not (report.dry_run or self.new_data_keys)
-        async for rows in self._batches():
-            if prepare and report.to_change < _PREPARED_MAX:
-                problems, changes = self._rewrapped(rows)
-                self.prepared.append(_Prepared.of(changes))
-            else:
-                problems = list(_unopenable(self.ring, rows, prove))
-            report.problems += problems
-            report.to_change += len(rows)
-            self.progress(len(rows))
-            # Nothing is going to be written then.
-            prepare &= skip_unopenable or not report.problems
+    A row that somebody else changed after it was read is read and tried again. Returns
+    how many rows were changed, and by its id the problem of each that was left.
 
-    async def write_prepared(self, report: Rotation) -> bool:
-        """The first pass, as far as the preflight has prepared it; False if more is left."""
-        for prepared in self.prepared:
-            changes = prepared.changes(self.ring.primary.id)
-            report.changed += await self._write(changes)
-            self.progress(len(changes))
-        self.prepared.clear()
-        return report.changed == report.to_change
+    Raises DatabaseUnavailable when the database does not hold what was written to it.
+    """
+    changed = 0
+    problems: dict[int, Problem] = {}
+    changes: list[store.Replacement] = []
 
-    async def change(self, report: Rotation) -> bool:
-        """One pass; False when somebody else changed rows meanwhile: then do another."""
-        report.problems = []
-        self.stuck = lost = 0
-        async for rows in self._batches():
-            problems, ids, changed = (
-                await self._reseal(rows)
-                if self.new_data_keys
-                else await self._rewrap(rows)
+    def change(name: str, version: int, row: store.Row) -> None:
+        sealed = operation(name, version, row)
+        if sealed is not None:
+            changes.append((row, sealed))
+
+    async for rows in batches:
+        size = len(rows)
+        for _ in range(PASSES_MAX):
+            changes.clear()
+            problems |= undecryptable(rows, change)
+            replaced = await _replace(instance, changes, wraps_only)
+            changed += replaced.written
+            if not replaced.changed_meanwhile:
+                break
+            rows = await store.rows_with_ids(
+                instance.db, replaced.changed_meanwhile, wraps_only=wraps_only
             )
-            report.problems += problems
-            report.changed += changed
-            lost += len(ids) - changed
-            if problems:
-                self.stuck += self._count_stuck(rows, ids)
-            self.progress(len(rows))
-        if not lost and len(report.problems) == self.stuck:
-            self.everything = False
-        return not lost
+        else:
+            raise database.not_kept()
+        if progress:
+            progress(size)
+    return changed, problems
 
-    def _rewrapped(self, rows: store.Rows) -> tuple[list[Problem], list[store.NewWrap]]:
-        primary_id = self.ring.primary.id
-        changes: list[store.NewWrap] = []
 
-        def rewrap(
-            ring: envelope.KeyRing, name: str, version: int, row: store.Row
-        ) -> None:
-            wrapped_key = envelope.rewrap(ring, name, version, row)
-            old: Any = row.wrapped_key  # 104 bytes, as `rewrap` has seen
-            changes.append((wrapped_key, primary_id, row.id, old))
+async def _replace(
+    instance: Instance, changes: list[store.Replacement], wraps_only: bool
+) -> store.Replaced:
+    def replace_secret_envelopes(conn: Any) -> store.Replaced:
+        return store.replace_envelopes(conn, changes, wraps_only=wraps_only)
 
-        return list(_unopenable(self.ring, rows, rewrap)), changes
-
-    async def _rewrap(self, rows: store.Rows) -> _Outcome:
-        problems, changes = self._rewrapped(rows)
-        changed = await self._write(changes)
-        return problems, [row_id for _, _, row_id, _ in changes], changed
-
-    async def _write(self, changes: list[store.NewWrap]) -> int:
-        changed = await store.replace_wrapped_keys(self.instance.db, changes)
-        await self._read_back([row_id for _, _, row_id, _ in changes])
-        return changed
-
-    async def _reseal(self, rows: store.Rows) -> _Outcome:
-        changes: list[store.Replacement] = []
-        primary_id = self.ring.primary.id
-
-        def reseal(
-            ring: envelope.KeyRing, name: str, version: int, row: store.Row
-        ) -> None:
-            if row.id in self.resealed and row.key_id == primary_id:
-                return
-            sealed = envelope.reseal(ring, name, version, row, version)
-            changes.append(store.Replacement(row, sealed))
-
-        problems = list(_unopenable(self.ring, rows, reseal))
-        changed = await store.replace_envelopes(self.instance.db, changes)
-        self.resealed |= await self._written(changes, changed)
-        return problems, [change.id for change in changes], changed
-
-    async def _written(self, changes: list[store.Replacement], count: int) -> set[int]:
-        """The ids of the `count` rows that were written, and not somebody else's."""
-        if count == len(changes):
-            return {change.id for change in changes}
-        stored = {
-            row.id: row.wrapped_key
-            for row in await store.rows_with_ids(
-                self.instance.db, [change.id for change in changes], wraps_only=True
-            )
-        }
-        return {
-            change.id
-            for change in changes
-            if stored.get(change.id) == change.new.wrapped_key
-        }
-
-    def count_elsewhere(self, counted: Census) -> int:
-        """The versions that the primary key does not wrap."""
-        return counted.versions - counted.counts.get(self.ring.primary.id, 0)
-
-    def _count_stuck(self, rows: store.Rows, ids: list[int]) -> int:
-        changed = set(ids)
-        return sum(
-            row.key_id != self.ring.primary.id or row.is_legacy
-            for row in rows
-            if row.id not in changed
-        )
-
-    def _batches(self) -> AsyncIterator[store.Rows]:
-        return batches(
-            self.instance,
-            self.batch_size,
-            None if self.everything else self.ring.primary.id,
-            wraps_only=not self.new_data_keys,
-        )
-
-    async def _read_back(self, ids: list[int]) -> None:
-        """Open the wraps that now stand in the file. One destroyed meanwhile is fine."""
-        for row in await store.rows_with_ids(self.instance.db, ids, wraps_only=True):
-            # Under another key, somebody else has changed it since: the next pass sees it.
-            if row.key_id == self.ring.primary.id:
-                envelope.unwrap(self.ring, row.name, row.version, row)
+    if not changes:
+        return store.Replaced(0, [])
+    return await database.write(instance.db, replace_secret_envelopes)
 
 
 async def batches(
@@ -429,30 +354,32 @@ async def batches(
     size: int,
     but_key_id: str | None = None,
     *,
+    legacy_only: bool = False,
     wraps_only: bool = False,
 ) -> AsyncIterator[store.Rows]:
+    """All rows that hold a value, in the order of their ids; parameters as `rows_from`."""
     await schema.require_own_table(instance.db)
     row_id = -(2**63)
     while row_id < 2**63 and (
         rows := await store.rows_from(
-            instance.db, row_id, size, but_key_id=but_key_id, wraps_only=wraps_only
+            instance.db,
+            row_id,
+            size,
+            but_key_id=but_key_id,
+            legacy_only=legacy_only,
+            wraps_only=wraps_only,
         )
     ):
         yield rows
         row_id = rows.last_id + 1
 
 
-def _unopenable(
-    ring: envelope.KeyRing,
-    rows: store.Rows,
-    open_row: Callable[[envelope.KeyRing, str, int, store.Row], object],
-) -> Iterator[Problem]:
-    """Do `open_row` to each row; the rows for which it cannot be done."""
+def undecryptable(rows: Iterable[store.Row], prove: Proof) -> dict[int, Problem]:
+    """Do `prove` to each row; by its id the problem of each for which it cannot be done."""
+    problems = {}
     for row in rows:
         try:
-            open_row(ring, row.name, row.version, row)
+            prove(row.name, row.version, row)
         except (CannotOpen, UnknownMasterKey) as error:
-            if row.is_legacy:
-                yield Problem.of(row, NeedsUpgrade(str(row.name), row.version))
-            else:
-                yield Problem.of(row, error)
+            problems[row.id] = Problem.of(row, error)
+    return problems

@@ -379,6 +379,32 @@ async def destroy_versions(
     return destroyed, await clean_up(instance, vacuum=vacuum)
 
 
+async def destroy_row(
+    datasette: Datasette,
+    row_id: int,
+    *,
+    actor_id: str | None = None,
+    vacuum: bool = False,
+) -> database.CleanUp:
+    """Remove the value of a damaged row, which has no name or version to call it by.
+
+    Raises InvalidSecret when there is no such row, and DatabaseUnavailable.
+    """
+    instance = get_instance(datasette)
+    await schema.ensure_migrated(instance.db)
+
+    def destroy_secret_row(conn: Any, track_event: TrackEvent) -> None:
+        name, version = store.destroy_row(conn, row_id)
+        _announce(
+            datasette,
+            track_event,
+            events.DestroySecret(_actor(actor_id), name, [version]),
+        )
+
+    await database.write(instance.db, destroy_secret_row)
+    return await clean_up(instance, vacuum=vacuum)
+
+
 async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.CleanUp:
     """Leave nothing of destroyed values and replaced wraps in the database's files.
 

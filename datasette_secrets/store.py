@@ -17,11 +17,11 @@ from .database import (
     BUSY,
     LOCKED,
     Reader,
+    not_kept,
     read,
     result_code,
     transaction,
     tuple_cursor,
-    write,
 )
 from .envelope import ENVELOPE_VERSION, Sealed
 from .errors import InvalidSecret, VersionConflict
@@ -359,6 +359,38 @@ def destroy(
     return destroyed
 
 
+def destroy_row(conn: sqlite3.Connection, row_id: int) -> tuple[str, object]:
+    """Remove the value of one row for good; returns what it has for name and version.
+
+    A row whose version is no number that a version can have goes with its record: it
+    would stand before or between the others of its name. Raises InvalidSecret when there
+    is no such row.
+    """
+    rows = conn.execute(
+        f"""select name, version, typeof(version) = 'integer' and version > 0
+        from {TABLE} where id = :id""",  # noqa: S608
+        {"id": row_id},
+    ).fetchall()
+    if not rows:
+        raise InvalidSecret(f"There is no row {row_id}")
+    name, version, is_number = rows[0]
+    if is_number:
+        conn.execute(
+            f"update {TABLE} set encrypted = null, wrapped_key = null where id = :id",  # noqa: S608
+            {"id": row_id},
+        )
+    else:
+        conn.execute(f"delete from {TABLE} where id = :id", {"id": row_id})  # noqa: S608
+    left = conn.execute(
+        f"""select 1 from {TABLE} where id = :id
+        and not (encrypted is null and wrapped_key is null)""",  # noqa: S608
+        {"id": row_id},
+    ).fetchall()
+    if left:
+        raise not_kept()
+    return str(name), version
+
+
 def find_version(conn: sqlite3.Connection, name: str, version: int) -> Row:
     """One stored version with its envelope.
 
@@ -627,13 +659,14 @@ async def rows_from(
     limit: int,
     *,
     but_key_id: str | None = None,
+    legacy_only: bool = False,
     wraps_only: bool = False,
 ) -> Rows:
     """Up to `limit` rows that hold a value, from id `row_id` on.
 
     `but_key_id`: leave out those wrapped by that key; a row of 0.x is wrapped by none,
-    whatever it says. `wraps_only`: read no values; `encrypted` is then None.
-    Raises DatabaseUnavailable.
+    whatever it says. `legacy_only`: only rows of 0.x. `wraps_only`: read no values;
+    `encrypted` is then None. Raises DatabaseUnavailable.
     """
     columns = _WRAP if wraps_only else _ROW
 
@@ -645,8 +678,14 @@ async def rows_from(
                 and not (encrypted is null and wrapped_key is null)
                 and (:key_id is null or encryption_key_name is not :key_id
                     or (wrapped_key is null and envelope_version is null))
+                and (not :legacy_only or (wrapped_key is null and envelope_version is null))
                 order by id limit :limit""",  # noqa: S608
-                {"row_id": row_id, "limit": limit, "key_id": but_key_id},
+                {
+                    "row_id": row_id,
+                    "limit": limit,
+                    "key_id": but_key_id,
+                    "legacy_only": legacy_only,
+                },
             )
         )
 
@@ -676,65 +715,54 @@ async def rows_with_ids(
     return await read(db, secret_rows_with_ids)
 
 
-#: A new wrap, its key id, the row's id, and the wrap that the row must still hold: a plain
-#: tuple, since SQLite's binding takes twice as long over any other.
-NewWrap = tuple[bytes, str, int, bytes]
+_ENVELOPE = ("envelope_version", "encryption_key_name", "wrapped_key", "encrypted")
 
 
-class Replacement(NamedTuple):
-    """A row's new envelope, to be written only if it still is the one that was read."""
-
-    old: Row
-    new: Sealed
-
-    @property
-    def id(self) -> int:
-        return self.old.id
+#: A row as it was read, and the envelope that is to be written over it.
+Replacement = tuple[Row, Sealed]
 
 
-async def replace_wrapped_keys(db: Database, changes: list[NewWrap]) -> int:
-    """Write the new wraps in one transaction and return how many rows still matched.
+class Replaced(NamedTuple):
+    """How many rows were written, and the ids of those that had changed since."""
 
-    `encrypted` is not written. Raises DatabaseUnavailable.
+    written: int
+    changed_meanwhile: list[int]
+
+
+def replace_envelopes(
+    conn: sqlite3.Connection, changes: list[Replacement], *, wraps_only: bool = False
+) -> Replaced:
+    """Write new envelopes over rows that still are the ones that were read.
+
+    `wraps_only`: the value stays as it is, and `encrypted` is neither read nor written.
+    A row that has vanished or was destroyed needs nothing more. Raises
+    DatabaseUnavailable unless each row that was written holds what was written to it.
     """
-
-    def replace_wrapped_keys(conn: sqlite3.Connection) -> int:
-        return conn.executemany(
-            f"update {TABLE} set wrapped_key = ?, encryption_key_name = ? "  # noqa: S608
-            "where id = ? and wrapped_key = ?",
-            changes,
-        ).rowcount
-
-    return await write(db, replace_wrapped_keys) if changes else 0
-
-
-async def replace_envelopes(db: Database, changes: list[Replacement]) -> int:
-    """Write whole new envelopes in one transaction; returns how many rows still matched.
-
-    Raises DatabaseUnavailable.
-    """
-
-    def replace_envelopes(conn: sqlite3.Connection) -> int:
-        return conn.executemany(
-            f"""update {TABLE} set wrapped_key = ?, encryption_key_name = ?,
-            encrypted = ?, envelope_version = {ENVELOPE_VERSION}
-            where id = ? and name = ? and version = ? and wrapped_key is ? and encrypted is ?""",  # noqa: S608
-            [
-                (
-                    change.new.wrapped_key,
-                    change.new.key_id,
-                    change.new.encrypted,
-                    change.old.id,
-                    change.old.name,
-                    change.old.version,
-                    change.old.wrapped_key,
-                    change.old.encrypted,
-                )
-                for change in changes
-            ],
-        ).rowcount
-
-    return await write(db, replace_envelopes) if changes else 0
+    first, end = (1, 3) if wraps_only else (0, 4)
+    columns = _ENVELOPE[first:end]
+    sql = f"""update {TABLE} set {" = ?, ".join(columns)} = ? where id = ?
+        and wrapped_key is ?"""  # noqa: S608
+    if not wraps_only:
+        sql += " and name = ? and version = ? and encrypted is ?"
+    written = {old.id: new[first:end] for old, new in changes}
+    parameters = (
+        (*written[old.id], old.id, old.wrapped_key)
+        if wraps_only
+        else (*new, old.id, old.wrapped_key, old.name, old.version, old.encrypted)
+        for old, new in changes
+    )
+    matched = conn.executemany(sql, parameters).rowcount
+    with tuple_cursor(conn) as cursor:
+        stored = cursor.execute(
+            f"""select id, {", ".join(columns)} from {TABLE}
+            where id in (select value from json_each(:ids))
+            and not (encrypted is null and wrapped_key is null)""",  # noqa: S608
+            {"ids": json.dumps(list(written))},
+        ).fetchall()
+    others = [row[0] for row in stored if row[1:] != written[row[0]]]
+    if len(stored) - len(others) != matched:
+        raise not_kept()
+    return Replaced(matched, others)
 
 
 class Recorded(NamedTuple):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from . import database, envelope, schema, service, store
-from .errors import CannotUpgrade, NeedsUpgrade
-from .instance import Instance, get_instance
-from .rotation import BATCH_SIZE, PASSES_MAX, Problem, Progress, batches
+from .instance import get_instance
+from .rotation import (
+    BATCH_SIZE,
+    PASSES_MAX,
+    Problem,
+    Progress,
+    batches,
+    rewrite,
+    undecryptable,
+)
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -24,27 +31,16 @@ class Upgrade:
     #: Name and version of every row of 0.x that holds a value.
     found: list[tuple[str, object]] = field(default_factory=list)
     changed: int = 0
-    #: The same rows by id, each with a fingerprint of what it holds.
-    offered: dict[int, bytes] = field(default_factory=dict)
     #: What was left as it is.
     problems: list[Problem] = field(default_factory=list)
     clean_up: database.CleanUp | None = None
     #: True once no row of 0.x that holds a value is left.
     complete: bool = False
 
-    @property
-    def digest(self) -> str:
-        """What was found in 64 hex digits, to tell whether it still is the same."""
-        found = hashlib.blake2b(digest_size=32)
-        for row_id, fingerprint in sorted(self.offered.items()):
-            found.update(row_id.to_bytes(8, "little", signed=True) + fingerprint)
-        return found.hexdigest()
-
 
 async def upgrade(
     datasette: Datasette,
     *,
-    only: Mapping[int, bytes] | None = None,
     dry_run: bool = False,
     batch_size: int = BATCH_SIZE,
     vacuum: bool = False,
@@ -53,46 +49,40 @@ async def upgrade(
 ) -> Upgrade:
     """Re-seal what datasette-secrets 0.x stored under the primary master key.
 
-    Every key of the ring is tried, since those rows name none. What opens with none is
-    left and named. Names, versions, notes, times, actors and deleted marks stay.
-    `only`: what an earlier run has `offered`, and somebody has read; a row that is not in
-    it, or holds something else by now, is left. `dry_run`: only say what would open; the
-    table is not even migrated. `progress` is told how many of those rows each step has dealt with.
+    Every key of the ring is tried, since those rows name none. What none of them decrypts
+    is left and named. Names, versions, notes, times, actors and deleted marks stay.
+    `dry_run`: only say what could be decrypted; the table is not even migrated.
+    `progress` is told how many of those rows each step has dealt with.
 
     Raises NotConfigured, DatabaseUnavailable, and MissingExtra where there is something
-    to bring in and `cryptography` is not installed.
+    to upgrade and `cryptography` is not installed.
     """
     instance = get_instance(datasette)
-    ring = instance.settings.require_ring()
-    if not dry_run:
-        await schema.ensure_migrated(instance.db)
+    operation = partial(_upgrade, instance.settings.require_ring())
     report = Upgrade(dry_run=dry_run)
     found: dict[int, tuple[str, object]] = {}
-    for _ in range(PASSES_MAX):
-        report.problems = []
-        lost: list[store.Row] = []
-        async for rows in batches(instance, batch_size):
-            old = [row for row in rows if row.is_legacy]
-            found.update((row.id, (str(row.name), row.version)) for row in old)
-            report.offered.update((row.id, _fingerprint(row)) for row in old)
-            unseen = [
-                row
-                for row in old
-                if only is not None and only.get(row.id) != report.offered[row.id]
-            ]
-            report.problems += map(Problem.unseen, unseen)
-            left = {row.id for row in unseen}
-            known = [row for row in old if row.id not in left]
-            changes = _upgraded(ring, known, report.problems)
-            if not dry_run:
-                report.changed += await _replace_legacy(instance, ring, changes, lost)
-            if progress and old:
-                progress(len(old))
-        if not lost:
-            break
-    report.problems += [
-        Problem.of(row, NeedsUpgrade(row.name, row.version)) for row in lost
-    ]
+
+    async def legacy_rows() -> AsyncIterator[store.Rows]:
+        async for rows in batches(instance, batch_size, legacy_only=True):
+            found.update((row.id, (str(row.name), row.version)) for row in rows)
+            yield rows
+
+    left: dict[int, Problem] = {}
+    if dry_run:
+        async for rows in legacy_rows():
+            left |= undecryptable(rows, operation)
+    else:
+        await schema.ensure_migrated(instance.db)
+        for _ in range(PASSES_MAX):
+            changed, left = await rewrite(
+                instance, legacy_rows(), operation, progress=progress
+            )
+            report.changed += changed
+            if not changed:
+                break
+            # What another process has stored meanwhile.
+            progress = None
+    report.problems = list(left.values())
     report.found = list(found.values())
     if dry_run:
         return report
@@ -103,46 +93,9 @@ async def upgrade(
     return report
 
 
-def _fingerprint(row: store.Row) -> bytes:
-    """32 bytes that stand for the row's name and token.
-
-    Not for its version: the migration gives another number to one that is there twice.
-    """
-    content = repr((row.name, row.encrypted))
-    return hashlib.blake2b(content.encode(), digest_size=32).digest()
-
-
-def _upgraded(
-    ring: envelope.KeyRing, rows: list[store.Row], problems: list[Problem]
-) -> list[store.Replacement]:
-    changes: list[store.Replacement] = []
-    for row in rows:
-        try:
-            sealed = envelope.upgrade(ring, row.name, row.version, row.encrypted)
-        except CannotUpgrade as error:
-            problems.append(Problem.of(row, error))
-        else:
-            changes.append(store.Replacement(row, sealed))
-    return changes
-
-
-async def _replace_legacy(
-    instance: Instance,
-    ring: envelope.KeyRing,
-    changes: list[store.Replacement],
-    lost: list[store.Row],
-) -> int:
-    """Write the envelopes and open what then stands in the file.
-
-    Returns how many rows were changed. Those that somebody else had changed since they
-    were read, and that still are 0.x's, are added to `lost`.
-    """
-    if not changes:
-        return 0
-    changed = await store.replace_envelopes(instance.db, changes)
-    for row in await store.rows_with_ids(instance.db, [each.id for each in changes]):
-        if row.is_legacy:
-            lost.append(row)
-        else:
-            envelope.unseal(ring, row.name, row.version, row)
-    return changed
+def _upgrade(
+    ring: envelope.KeyRing, name: str, version: int, row: store.Row
+) -> envelope.Sealed | None:
+    if not row.is_legacy:  # somebody else upgraded it meanwhile
+        return None
+    return envelope.upgrade(ring, name, version, row.encrypted)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from support import zero
 from support.console import Console, key_id
-from support.terminal import Terminal
 
 from datasette_secrets import envelope
 
@@ -150,7 +149,7 @@ def test_a_rotation_that_is_not_complete_says_why(old: Console) -> None:
     for arguments in (("rotate-key",), ("rotate-key", "--json")):
         result = old.run(*arguments)
         assert result.exit_code == 1
-        assert result.stderr.startswith("Versions are left under another master key")
+        assert "does not hold what was written to it" in result.stderr
     assert keys_of_rows(old) == {OLD_ID}
 
 
@@ -258,15 +257,29 @@ def test_verify_names_what_does_not_open_and_exits_1(old: Console) -> None:
     assert OTHER_ID in result.stdout
 
 
-@pytest.mark.parametrize("name", ["A", "ODD NAME; echo 'x'"])
-@pytest.mark.parametrize("version", ["2", "-1", "'two words'"])
+@pytest.mark.parametrize(
+    ("row_id", "name", "version"),
+    [
+        (2, "A", "2"),
+        (2, "ODD NAME; echo 'x'", "2"),
+        (2, "-y", "2"),
+        (2, "line\n", "2"),
+        (2, "A", "-1"),
+        (2, "A", "2.5"),
+        (2, "A", "1e300"),
+        (2, "A", "x'32'"),
+        (2, "A", "'two words'"),
+        (-17, "--actor", "9223372036854775807"),
+        (-(2**63), "A", "'two words'"),
+    ],
+)
 def test_the_remedy_can_be_run_as_it_stands(
-    old: Console, name: str, version: str
+    old: Console, row_id: int, name: str, version: str
 ) -> None:
     quoted = name.replace("'", "''")
     old.sql(
-        f"update datasette_secrets set name = '{quoted}', version = {version} "
-        "where name = 'A' and version = 2"
+        f"update datasette_secrets set id = {row_id}, name = '{quoted}', "
+        f"version = {version} where name = 'A' and version = 2"
     )
     damage(old, quoted, version)
     [problem] = old.json("verify")["problems"]
@@ -321,36 +334,6 @@ def test_an_upgrade_lists_what_it_found_and_asks(zero_x: Console) -> None:
     assert "LOST version 1" in result.stdout.split("Brought in")[1]
 
 
-def test_what_a_trigger_plants_during_an_upgrade_is_not_brought_in(
-    zero_x: Console,
-) -> None:
-    """The value of one secret as a newer version of another, behind the list's back."""
-    with closing(sqlite3.connect(zero_x.internal)) as conn, conn:
-        zero.insert(conn, "B", 1, zero.token(OLD, "B value 1"))
-        conn.executescript(
-            """
-            alter table datasette_secrets add column wrapped_key blob;
-            alter table datasette_secrets add column envelope_version integer;
-            create table stash as
-                select encrypted from datasette_secrets where name = 'B';
-            create trigger plant after update of wrapped_key on datasette_secrets
-            when new.name = 'A' and new.version = 2 begin
-                insert into datasette_secrets
-                    (name, version, encrypted, encryption_key_name)
-                select 'A', 3, encrypted, 'default' from stash;
-            end;
-            """
-        )
-    result = zero_x.run("upgrade", "--yes", "--batch-size", "1")
-    assert result.exit_code == 1
-    assert "A version 3 was not on the list" in result.stdout
-    assert "needs-upgrade" in [row["code"] for row in zero_x.json("verify")["problems"]]
-    assert zero_x.run("get", "A").exit_code == 1
-    status = zero_x.run("status")
-    assert "a trigger that this plugin did not make, 'plant'" in status.stdout
-    assert status.exit_code == 1
-
-
 def test_a_version_that_0x_stored_twice_is_brought_in_at_the_first_try(
     zero_x: Console,
 ) -> None:
@@ -384,20 +367,6 @@ def test_a_table_whose_ids_are_no_numbers_is_refused_and_ends_no_loop(
     result = old.run(command)
     assert result.exit_code == 1
     assert "is not one that this plugin made" in result.output
-
-
-def test_what_is_planted_while_the_question_waits_is_not_brought_in(
-    zero_x: Console,
-) -> None:
-    terminal = Terminal(zero_x, "upgrade")
-    terminal.until("Bring in 3 versions?")
-    with closing(sqlite3.connect(zero_x.internal)) as conn, conn:
-        zero.insert(conn, "PLANTED", 1, zero.token(OLD, "planted"))
-    terminal.type("y")
-    assert terminal.end() == 1
-    assert "Brought in 2 of 4 versions" in terminal.shown
-    assert "PLANTED version 1 was not on the list" in terminal.shown
-    assert "upgrade" in zero_x.refused("get", "PLANTED")
 
 
 def test_an_upgrade_in_json_lists_what_it_found_before_it_asks(

@@ -17,7 +17,6 @@ from datasette.tokens import TokenRestrictions
 from datasette.utils.asgi import Request
 
 from datasette_secrets import set_secret
-from datasette_secrets.upgrade import Upgrade
 
 # Routes and methods. A form post that succeeds redirects; JSON says 200.
 
@@ -54,11 +53,7 @@ ROUTES: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]] = {
     "/-/secrets/NOBODY/-/restore": ({}, UNKNOWN, UNKNOWN_FOR_TOKENS),
     "/-/secrets/NOBODY/-/destroy": ({"version": 1}, UNKNOWN, UNKNOWN_FOR_TOKENS),
     "/-/secrets/-/rotate": ({}, ACTION, ACTION_FOR_TOKENS),
-    "/-/secrets/-/upgrade": (
-        {"digest": Upgrade().digest},  # nothing is there to be brought in
-        ACTION,
-        ACTION_FOR_TOKENS,
-    ),
+    "/-/secrets/-/upgrade": ({}, ACTION, ACTION_FOR_TOKENS),
 }
 #: What it adds has to be new each time, so it stands by itself.
 ADD = "/-/secrets/-/add"

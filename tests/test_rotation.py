@@ -11,7 +11,7 @@ from conftest import MakeDatasette
 from datasette.app import Datasette
 
 from datasette_secrets import (
-    CannotOpen,
+    DatabaseUnavailable,
     database,
     envelope,
     get_secret,
@@ -128,7 +128,7 @@ FAULTS = {
     "damaged": ("cannot-open", "destroy NAME_1 --version 2"),
     "moved": ("cannot-open", "destroy NAME_1 --version 2"),
     "written by 0.x": ("needs-upgrade", "upgrade"),
-    "no number": ("cannot-open", "destroy NAME_1 --version two"),
+    "no number": ("cannot-open", "destroy-row 6"),
 }
 
 
@@ -323,7 +323,7 @@ async def test_what_does_not_read_back_as_it_was_written_is_an_error(
         "begin update datasette_secrets set wrapped_key = randomblob(104) "
         "where id = new.id; end",
     )
-    with pytest.raises(CannotOpen):
+    with pytest.raises(DatabaseUnavailable, match="does not hold what was written"):
         await rotation.rotate(await started(make_datasette, NEW, OLD))
 
 

@@ -285,27 +285,6 @@ async def test_no_token_is_left_in_the_files_after_upgrade(
         assert re.search(rb"gAAAAA[\w-]{20}", file.read_bytes()) is None
 
 
-async def test_what_was_put_there_after_the_list_was_read_is_left_and_named(
-    make_datasette: MakeDatasette, internal: str
-) -> None:
-    write_values(internal)
-    datasette = await start(make_datasette, OLD)
-    listed = await upgrade.upgrade(datasette, dry_run=True)
-    zero.write(internal, [("PLANTED", 1, zero.token(OLD, "planted"))])
-    alter(
-        internal,
-        "update datasette_secrets set encrypted = ? where name = 'ORDINARY'",
-        [zero.token(OLD, "another value")],
-    )
-    report = await upgrade.upgrade(datasette, only=listed.offered)
-    assert report.digest != listed.digest
-    assert not report.complete
-    assert {each.name for each in report.problems} == {"PLANTED", "ORDINARY"}
-    assert report.changed == len(VALUES) - 1
-    with pytest.raises(NeedsUpgrade):
-        await get_secret(datasette, "PLANTED")
-
-
 class Events:
     """A plugin that listens."""
 
@@ -368,34 +347,6 @@ async def test_a_row_that_0_x_writes_meanwhile_is_brought_in_too(
     assert report.complete
     assert report.changed == len(report.found) == len(VALUES) + 3
     assert await get_secret(datasette, "ORDINARY") == "4"
-
-
-async def test_a_row_that_changed_since_it_was_read_is_not_written(
-    make_datasette: MakeDatasette, internal: str
-) -> None:
-    write_values(internal)
-    datasette = await start(make_datasette, OLD)
-    db = get_instance(datasette).db
-    ring = get_instance(datasette).settings.require_ring()
-    [row, *_] = await store.rows_from(db, 0, 10)
-    sealed = envelope.upgrade(ring, row.name, row.version, row.encrypted)
-    for change in (
-        "encrypted = x'00'",
-        "encrypted = null",
-        "name = 'ANOTHER'",
-        "version = 7",
-        "wrapped_key = x'00'",
-    ):
-        alter(internal, f"update datasette_secrets set {change} where id = {row.id}")
-        before = select(internal, "*")
-        assert await store.replace_envelopes(db, [store.Replacement(row, sealed)]) == 0
-        assert select(internal, "*") == before
-        alter(
-            internal,
-            "update datasette_secrets set encrypted = ?, name = ?, version = ?, "
-            "wrapped_key = null where id = ?",
-            [row.encrypted, row.name, row.version, row.id],
-        )
 
 
 # Runs the upgrade on copy after copy and kills it some statements later each time.

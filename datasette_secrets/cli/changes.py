@@ -285,3 +285,34 @@ def _destroy_question(
         f"{', '.join(versions)} for good"
         f"{', of which plugins use ' + str(newest.version) if in_use else ''}?"
     )
+
+
+@click.command(
+    "destroy-row",
+    cls=DatabaseCommand,
+    # An id may be negative, which otherwise looks like an option.
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("row_id", type=click.IntRange(-(2**63), 2**63 - 1), metavar="ID")
+@arguments.vacuum
+@arguments.yes
+@arguments.actor
+async def destroy_row(
+    datasette: Datasette, row_id: int, vacuum: bool, yes: bool, actor: str
+) -> None:
+    """Remove the value of one damaged row for good
+
+    For a row that has no name or version by which "destroy" could find it. "verify"
+    prints the ID.
+
+    \b
+        datasette secrets destroy-row 17 -c datasette.yaml --internal internal.db
+    """
+
+    prompt.confirm(f"Destroy row {row_id} for good?", yes=yes)
+    clean_up = await service.destroy_row(
+        datasette, row_id, actor_id=actor, vacuum=vacuum
+    )
+    click.echo(f"Destroyed row {row_id}")
+    output.say_what_remains(clean_up)
+    raise click.exceptions.Exit(serialize.exit_code_of_clean_up(clean_up))

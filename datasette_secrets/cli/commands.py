@@ -25,4 +25,5 @@ COMMANDS = (
     changes.restore,
     changes.rollback,
     changes.destroy,
+    changes.destroy_row,
 )

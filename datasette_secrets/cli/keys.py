@@ -154,8 +154,6 @@ async def upgrade(
         with output.progress("Bringing in", len(report.found)) as advance:
             report = await upgrading.upgrade(
                 datasette,
-                # What was listed, and nothing that was planted since.
-                only=report.offered,
                 batch_size=batch_size or rotation.BATCH_SIZE,
                 vacuum=vacuum,
                 actor_id=actor,

@@ -81,29 +81,20 @@ async def upgrade_page(datasette: Datasette, request: Request) -> Response:
         return await _upgrade_page(datasette, request, **what)
 
     async def perform(sent: Body) -> Done:
-        return await _upgrade(datasette, request, sent)
+        return await _upgrade(datasette, request)
 
     if method(request) == "GET":
         if wants_json(request):
             raise not_allowed("POST")
         return await show_form()
-    return await change(datasette, request, ("digest",), perform, show_form)
+    return await change(datasette, request, (), perform, show_form)
 
 
-async def _upgrade(datasette: Datasette, request: Request, sent: Body) -> Done:
+async def _upgrade(datasette: Datasette, request: Request) -> Done:
     if (await rotation.census(datasette)).versions > VERSIONS_MAX:
         raise _too_many("upgrade")
-    listed = await upgrade.upgrade(datasette, dry_run=True, batch_size=_BATCH_SIZE)
-    shown = sent.first("digest")
-    if shown != listed.digest and not (shown is None and wants_json(request)):
-        raise Refused(
-            409,
-            "Nothing was changed, because what 0.x stored here is no longer what the "
-            "list showed you: look at it again",
-        )
     report = await upgrade.upgrade(
         datasette,
-        only=listed.offered,
         batch_size=_BATCH_SIZE,
         actor_id=actor_id(request),
     )
@@ -217,7 +208,6 @@ async def _upgrade_page(
             "legacy": census.legacy,
             "found": report.found,
             "problems": report.problems,
-            "digest": report.digest,
             "lacking": lacking,
             "is_large": is_large,
             "versions_max": VERSIONS_MAX,
