@@ -34,8 +34,18 @@ COMMANDS = {
     "restore": (("restore", "DELETED", "--yes"), None),
     "rollback": (("rollback", "OPENAI", "1", "--yes"), None),
     "destroy": (("destroy", "OPENAI", "--version", "1", "--yes"), None),
+    "destroy-row": (("destroy-row", "1", "--yes"), None),
 }
-WRITE = ("rotate-key", "set", "import", "delete", "restore", "rollback", "destroy")
+WRITE = (
+    "rotate-key",
+    "set",
+    "import",
+    "delete",
+    "restore",
+    "rollback",
+    "destroy",
+    "destroy-row",
+)
 EACH = pytest.mark.parametrize(
     ("arguments", "given"), list(COMMANDS.values()), ids=list(COMMANDS)
 )
