@@ -55,6 +55,7 @@ from .registry import CheckResult, Secret, get_secrets
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
+    from .listing import SecretState, secret_state
     from .service import delete_secret, get_secret, restore_secret, set_secret
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "NeedsUpgrade",
     "NotConfigured",
     "Secret",
+    "SecretState",
     "SecretsError",
     "UnknownMasterKey",
     "VersionConflict",
@@ -73,6 +75,7 @@ __all__ = [
     "get_secret",
     "get_secrets",
     "restore_secret",
+    "secret_state",
     "set_secret",
 ]
 
@@ -85,9 +88,10 @@ if not TYPE_CHECKING:
         """
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from . import service
+        from . import listing, service
 
-        return getattr(service, name)
+        module = listing if hasattr(listing, name) else service
+        return getattr(module, name)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

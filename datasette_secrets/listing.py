@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import registry, store
@@ -35,6 +36,56 @@ class Listed(NamedTuple):
     registered: registry.Registered | None
     newest: store.Version | None
     used: store.LastUse
+
+
+@dataclass(frozen=True)
+class SecretState:
+    """What is known of a secret without reading its value.
+
+    `state`: `"stored"`, `"environment"`, `"not-set"`, `"deleted"`, `"destroyed"`,
+    `"needs-upgrade"` or `"needs-key"`, as in the JSON API. `version`: the number of the
+    newest stored version, also where the environment overrides it; None without one.
+    `source`: where `get_secret` looks for the value, `"environment"` or `"database"`;
+    None if the secret has none. `renew_by`: `YYYY-MM-DD` or None.
+    """
+
+    state: str
+    version: int | None
+    source: str | None
+    renew_by: str | None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a value that can be read, as far as is known without reading."""
+        return self.state in ("stored", "environment")
+
+
+async def secret_state(datasette: Datasette, name: str) -> SecretState:
+    """Whether a secret is set, for a page that offers what needs it.
+
+    `name`: registered or not. Nothing is decrypted and no use is recorded, so it can be
+    asked on every page. A damaged row raises nothing here: `get_secret` says what is
+    wrong when the value is needed. Raises DatabaseUnavailable.
+    """
+    instance = get_instance(datasette)
+    newest = await store.newest(instance.reader, name)
+    state = _state(instance, name, newest)
+    version = newest.version if newest else None
+    renew_by = getattr(newest, "renew_by", None)
+    return SecretState(
+        state=state,
+        version=version if isinstance(version, int) else None,
+        source=_SOURCES.get(state),
+        renew_by=renew_by if isinstance(renew_by, str) else None,
+    )
+
+
+_SOURCES = {
+    "environment": "environment",
+    "stored": "database",
+    "needs-upgrade": "database",
+    "needs-key": "database",
+}
 
 
 async def list_secrets(

@@ -462,6 +462,19 @@ def _check_expected(name: str, newest: Version | None, expected: object) -> None
     raise VersionConflict(name, expected, actual, newest.updated_at, newest.updated_by)
 
 
+async def newest(reader: Reader, name: str) -> Version | None:
+    """What is known of the newest version of `name`. Raises DatabaseUnavailable."""
+    sql = f"select {_VERSION} from {TABLE} where name = :name {_ORDER}"  # noqa: S608
+    rows = await reader.select(sql, {"name": name})
+    if rows is None:
+
+        def newest_of_secret(conn: sqlite3.Connection) -> list[tuple[Any, ...]]:
+            return _select(conn, sql, {"name": name})
+
+        rows = await read(reader.db, newest_of_secret)
+    return _version(rows[0]) if rows else None
+
+
 async def history(db: Database, name: str) -> list[Version]:
     """Every version of `name`, newest first. Raises DatabaseUnavailable."""
 

@@ -3,7 +3,7 @@
 Each test file is named after what it tests:
 
     the library        test_secrets (the public API) · test_registered (what plugins register)
-                       test_checks (of values, by plugins)
+                       test_checks (of values, by plugins) · test_state
                        test_api (the JSON API) · test_pages
                        test_permissions · test_config · test_envelope · test_rotation
                        test_upgrade · test_migrations · test_uses (last_used_at) · test_guard
