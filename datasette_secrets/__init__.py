@@ -17,6 +17,7 @@ The package. A module imports only from those below it, and a folder is one leve
     cli/            the commands                   web/        the pages and the JSON API
     health          what is wrong with keys and database, and what to do about it
     permissions     the lock on the tables
+    containment     pages survive a plugin that cannot read its secret
     upgrade         re-seal what 0.x stored        rotation    re-wrap, verify, count
     checks          run a plugin's check of a value
     listing         states, names, list, find      service     get, set, delete, destroy …
@@ -39,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 from datasette.hookspecs import hookimpl
 
 from . import registry
+from .containment import contain
 from .errors import (
     CannotOpen,
     DatabaseUnavailable,
@@ -193,6 +195,16 @@ def register_commands(cli: Any) -> None:
     from .cli import secrets
 
     cli.add_command(secrets)
+
+
+# A secret that cannot be read costs a plugin its links, and nobody a page.
+_homepage_actions = contain("homepage_actions")
+_database_actions = contain("database_actions")
+_table_actions = contain("table_actions")
+_view_actions = contain("view_actions")
+_query_actions = contain("query_actions")
+_row_actions = contain("row_actions")
+_menu_links = contain("menu_links")
 
 
 # The last lines: this loads every other plugin, and they import from here.

@@ -41,7 +41,7 @@ LAYERS = [
     {"store"},
     {"schema"},
     {"database"},
-    {"config", "registry", "events"},
+    {"config", "containment", "registry", "events"},
     {"envelope"},
     {"fernet"},
     {"errors"},
