@@ -24,10 +24,11 @@ The package. A module imports only from those below it, and a folder is one leve
     instance        one Datasette's settings, database, reader and recorder
     last_used       who used what when, in few writes
     serialize       the objects of the JSON API and of --json
-    store           every statement                schema      the tables and migrations
-    database        read, write, errors, Reader
+    store           every statement on secrets     rows        what the store returns
+    changes         one path for every change: its transaction, log and events
+    schema          the tables and migrations      database    read, write, errors, Reader
     config          settings                       registry    Secret and its hook
-    events          what other plugins are told
+    events          authors, changes, and what other plugins are told
     envelope        keys and the envelope: all cryptography
     fernet          what datasette-secrets 0.x stored
     errors          the error classes

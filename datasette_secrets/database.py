@@ -11,7 +11,7 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -119,14 +119,16 @@ def transaction(conn: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
-def table_out_of_reach(conn: sqlite3.Connection, table: str) -> Iterator[None]:
-    """While this lasts, no statement of `conn` can touch `table`."""
+def tables_out_of_reach(
+    conn: sqlite3.Connection, tables: Collection[str]
+) -> Iterator[None]:
+    """While this lasts, no statement of `conn` can touch `tables`."""
 
     def authorize(action: int, first: object, second: object, *_: object) -> int:
-        # The table is the first argument of most actions, and the second of those on
+        # A table is the first argument of most actions, and the second of those on
         # its indexes and triggers, and of `alter table`.
         named = {str(first).lower(), str(second).lower()}
-        return sqlite3.SQLITE_DENY if table in named else sqlite3.SQLITE_OK
+        return sqlite3.SQLITE_OK if named.isdisjoint(tables) else sqlite3.SQLITE_DENY
 
     conn.set_authorizer(authorize)
     try:

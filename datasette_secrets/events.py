@@ -1,9 +1,14 @@
-"""What Datasette is told of every change. No event carries a value."""
+"""Who changes what: the author, the change, and the event that Datasette is told of it.
+
+One description of a change makes both its event and its row in the change log. Neither
+carries a value.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
 
 from datasette.events import Event
 
@@ -121,3 +126,50 @@ EVENTS = (
     RotateEncryptionKey,
     UpgradeSecrets,
 )
+
+
+class Author(NamedTuple):
+    """Who makes a change, and from where.
+
+    `actor_id`: None for nobody in particular. `via`: `page`, `api`, `shell`, `plugin` or
+    `start`.
+    """
+
+    actor_id: str | None = None
+    via: str = "plugin"
+
+
+#: Whoever calls the functions for plugins without saying for whom.
+NOBODY = Author()
+
+
+class Change(NamedTuple):
+    """What was done to a secret, or to all of them.
+
+    `action`: the name of an event, or one of `set-note`, `set-renew-by`, `check-secret`
+    and `get-secret`, for which there is none. `detail`: fit for JSON, without a value.
+    """
+
+    action: str
+    name: str | None = None
+    version: object = None
+    detail: Mapping[str, Any] | None = None
+
+    def event(self, author: Author) -> Event | None:
+        """The event of this change, if there is one."""
+        kind = _EVENT_OF.get(self.action)
+        if kind is None:
+            return None
+        known = {"secret": self.name, "version": self.version, **(self.detail or {})}
+        event: Event = kind(
+            actor={"id": author.actor_id} if author.actor_id else None,
+            **{
+                field.name: known[field.name]
+                for field in fields(kind)
+                if field.name in known
+            },
+        )
+        return event
+
+
+_EVENT_OF: dict[str, type[Any]] = {event.name: event for event in EVENTS}

@@ -8,15 +8,15 @@ from datasette.permissions import PermissionSQL
 from datasette.resources import TableResource
 
 from . import config
-from .database import table_out_of_reach
-from .schema import TABLE
+from .database import tables_out_of_reach
+from .schema import TABLES
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
 
 def table_lock(datasette: Datasette, action: str) -> list[PermissionSQL]:
-    """Rules that nobody, root included, may do `action` to the table of secrets.
+    """Rules that nobody, root included, may do `action` to the tables of this plugin.
 
     They cover every action on tables, of other plugins too, wherever the table can be
     browsed. The internal database has no table pages, unless its file is served as well.
@@ -36,17 +36,18 @@ def table_lock(datasette: Datasette, action: str) -> list[PermissionSQL]:
     return [
         PermissionSQL(
             sql=(
-                f"select :{parameter} as parent, 'datasette_secrets' as child, "
+                f"select :{parameter} as parent, '{table}' as child, "
                 "0 as allow, 'only datasette-secrets touches this table' as reason"
             ),
             params={parameter: name},
         )
         for parameter, name in parameters.items()
+        for table in TABLES
     ]
 
 
 def write_lock(datasette: Datasette, database: str, request: object) -> Any:
-    """A wrapper of Datasette's own writes that keeps them away from the table of secrets.
+    """A wrapper of Datasette's own writes that keeps them away from the tables of this plugin.
 
     `table_lock` forbids them already; but before Datasette 1.0a39 its API to create a
     table asks for permissions on the database alone, and then inserts into one that is
@@ -56,7 +57,7 @@ def write_lock(datasette: Datasette, database: str, request: object) -> Any:
         return None
 
     def out_of_reach(conn: Any) -> Any:
-        with table_out_of_reach(conn, TABLE):
+        with tables_out_of_reach(conn, TABLES):
             yield
 
     return out_of_reach

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import database, envelope, schema, service, store
+from .changes import announce
 from .errors import (
     CannotOpen,
     CannotUpgrade,
@@ -24,6 +25,7 @@ from .errors import (
     SecretsError,
     UnknownMasterKey,
 )
+from .events import Author, Change
 from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
@@ -276,7 +278,9 @@ async def rotate(
     report.clean_up = await service.clean_up(instance, vacuum=vacuum)
     report.complete = not report.problems and not report.census.elsewhere
     if report.changed:
-        await service.announce_rotation(datasette, primary, report.changed, actor_id)
+        detail = {"key_id": primary, "versions": report.changed}
+        rotated = Change("rotate-encryption-key", detail=detail)
+        await announce(datasette, Author(actor_id, "shell"), rotated)
     return report
 
 

@@ -34,8 +34,25 @@ migrations = sqlite_utils.Migrations("datasette-secrets")
 INDEX = f"{TABLE}_name_version"
 
 
+#: Who did what, when and from where; see `changes`.
+LOG = f"{TABLE}_log"
+
+
+TABLES = (TABLE, LOG)
+
+
+_LOG_INDEX = f"{LOG}_name_id"
+
+
+_ADDED = (
+    ("wrapped_key", "blob"),
+    ("envelope_version", "integer"),
+    ("renew_by", "text"),
+)
+
+
 @migrations(name="0001_table")
-def _create_table(db: sqlite_utils.Database) -> None:
+def _create_tables(db: sqlite_utils.Database) -> None:
     db.execute(
         f"""create table if not exists {TABLE} (
             id integer primary key,
@@ -53,13 +70,27 @@ def _create_table(db: sqlite_utils.Database) -> None:
             last_used_at text,
             last_used_by text,
             wrapped_key blob,
-            envelope_version integer
+            envelope_version integer,
+            renew_by text
         )"""
     )
-    columns = {row[1] for row in db.execute(f"pragma table_info({TABLE})").fetchall()}
-    for column, type_ in (("wrapped_key", "blob"), ("envelope_version", "integer")):
+    columns = _columns(db.conn)
+    for column, type_ in _ADDED:
         if column not in columns:
             db.execute(f"alter table {TABLE} add column {column} {type_}")
+    db.execute(
+        f"""create table if not exists {LOG} (
+            id integer primary key,
+            at text,
+            actor_id text,
+            via text,
+            action text,
+            name text,
+            version integer,
+            detail text
+        )"""
+    )
+    db.execute(f"create index if not exists {_LOG_INDEX} on {LOG} (name, id)")
 
 
 @migrations(name="0002_unique_versions")
@@ -117,30 +148,36 @@ def _is_number(version: object) -> bool:
 
 
 def _apply_migrations(conn: sqlite3.Connection) -> None:
-    db = sqlite_utils.Database(conn, execute_plugins=False)
-    if _can_record(conn):
-        migrations.apply(db)
-    if not _is_complete(conn):
-        _create_table(db)
-        _make_versions_unique(db)
+    """Run all migrations unless everything is there.
+
+    The record of what ran does not decide it: it may lie, or have stayed behind when a
+    table of 0.x was restored.
+    """
+    if _is_complete(conn):
+        return
+    record = {"table": migrations.migrations_table}
+    if conn.execute(
+        "select 1 from sqlite_master where name = :table", record
+    ).fetchall():
+        conn.execute(
+            f"delete from {migrations.migrations_table} where migration_set = :name",  # noqa: S608
+            {"name": migrations.name},
+        )
+    migrations.apply(sqlite_utils.Database(conn, execute_plugins=False))
 
 
-def _can_record(conn: sqlite3.Connection) -> bool:
-    """Whether the record of migrations is one, or can be made."""
-    table = migrations.migrations_table
-    rows = conn.execute(
-        "select type from sqlite_master where name = :table", {"table": table}
-    ).fetchall()
-    columns = {row[1] for row in conn.execute(f"pragma table_info({table})").fetchall()}
-    return not rows or (
-        rows[0][0] == "table" and {"migration_set", "name", "applied_at"} <= columns
-    )
+def _columns(conn: sqlite3.Connection) -> set[str]:
+    return {row[1] for row in conn.execute(f"pragma table_info({TABLE})").fetchall()}
 
 
 def _is_complete(conn: sqlite3.Connection) -> bool:
-    columns = {row[1] for row in conn.execute(f"pragma table_info({TABLE})").fetchall()}
-    indexes = {row[1] for row in conn.execute(f"pragma index_list({TABLE})").fetchall()}
-    return {"wrapped_key", "envelope_version"} <= columns and INDEX in indexes
+    indexes = {
+        row[1]
+        for table in (TABLE, LOG)
+        for row in conn.execute(f"pragma index_list({table})").fetchall()
+    }
+    added = {column for column, _ in _ADDED}
+    return added <= _columns(conn) and {INDEX, _LOG_INDEX} <= indexes
 
 
 async def migrate(db: Database) -> None:

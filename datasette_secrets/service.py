@@ -8,20 +8,17 @@ for something that can: with `rich` installed, Datasette prints locals.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import config, database, envelope, events, registry, schema, store
+from . import changes, config, database, envelope, registry, store
+from .changes import Changing
 from .errors import InvalidSecret, NeedsUpgrade
+from .events import NOBODY, Author, Change
 from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-    from datasette.events import Event
-
-
-TrackEvent = Callable[["Event"], None]
 
 
 NAME_MAX_CHARACTERS = 128
@@ -103,6 +100,69 @@ async def set_secret(
     Raises InvalidSecret, VersionConflict, NotConfigured and DatabaseUnavailable; nothing
     is then stored.
     """
+    stored = set_value(
+        datasette,
+        name,
+        value,
+        note=note,
+        author=_plugin(actor_id),
+        expected_version=expected_version,
+    )
+    del value
+    return await stored
+
+
+async def delete_secret(
+    datasette: Datasette,
+    name: str,
+    *,
+    actor_id: str | None = None,
+    expected_version: int | None = None,
+) -> int:
+    """Mark the newest version as deleted and return its number; it can be restored.
+
+    `get_secret` then returns None. One that is deleted already stays as it is.
+    Raises InvalidSecret when nothing is stored, VersionConflict and DatabaseUnavailable.
+    """
+    return await delete(
+        datasette, name, author=_plugin(actor_id), expected_version=expected_version
+    )
+
+
+async def restore_secret(
+    datasette: Datasette,
+    name: str,
+    *,
+    actor_id: str | None = None,
+    expected_version: int | None = None,
+) -> int:
+    """Clear the deleted mark of the newest version and return its number.
+
+    Raises InvalidSecret when nothing is stored or that version was destroyed,
+    VersionConflict and DatabaseUnavailable.
+    """
+    return await restore(
+        datasette, name, author=_plugin(actor_id), expected_version=expected_version
+    )
+
+
+def _plugin(actor_id: object) -> Author:
+    return Author(_id(actor_id), "plugin")
+
+
+# What the pages, the commands and the functions above have in common.
+
+
+async def set_value(
+    datasette: Datasette,
+    name: str,
+    value: str,
+    *,
+    note: str | None = None,
+    author: Author = NOBODY,
+    expected_version: int | None = None,
+) -> int:
+    """`set_secret`, by any author."""
     try:
         plaintext = envelope.Plaintext.parse(value)
     except InvalidSecret as error:
@@ -114,27 +174,17 @@ async def set_secret(
     _check_note(note)
     ring = instance.settings.require_ring()
     _check_holds_no_key(name, plaintext, ring)
-    await schema.ensure_migrated(instance.db)
 
     def seal(version: int) -> envelope.Sealed:
         return plaintext.seal(ring.primary, name, version)
 
-    def insert_secret_version(conn: Any, track_event: TrackEvent) -> int:
+    def insert_secret_version(changing: Changing) -> tuple[int, list[Change]]:
         version = store.insert_version(
-            conn,
-            name,
-            seal,
-            note=note,
-            actor_id=_id(actor_id),
-            now=now(),
-            expected_version=expected_version,
+            changing, name, seal, note=note, expected_version=expected_version
         )
-        _announce(
-            datasette, track_event, events.SetSecret(_actor(actor_id), name, version)
-        )
-        return version
+        return version, [Change("set-secret", name, version)]
 
-    return await database.write(instance.db, insert_secret_version)
+    return await changes.make(datasette, instance.db, author, insert_secret_version)
 
 
 async def check_settable(
@@ -153,7 +203,7 @@ async def set_secrets(
     *,
     skip_existing: bool = False,
     dry_run: bool = False,
-    actor_id: str | None = None,
+    author: Author = NOBODY,
 ) -> dict[str, int | None]:
     """Store a new version of each secret, all of them in one transaction, or none.
 
@@ -174,35 +224,28 @@ async def set_secrets(
             name: _next(await store.history(instance.db, name), skip_existing)
             for name in values
         }
-    await schema.ensure_migrated(instance.db)
 
     def sealer(name: str) -> Callable[[int], envelope.Sealed]:
         return lambda version: values[name].seal(ring.primary, name, version)
 
     def insert_secret_versions(
-        conn: Any, track_event: TrackEvent
-    ) -> dict[str, int | None]:
+        changing: Changing,
+    ) -> tuple[dict[str, int | None], list[Change]]:
         stored: dict[str, int | None] = {}
         for name in values:
-            if skip_existing and store.is_stored(conn, name):
-                stored[name] = None
-                continue
-            stored[name] = version = store.insert_version(
-                conn,
-                name,
-                sealer(name),
-                note=None,
-                actor_id=_id(actor_id),
-                now=now(),
+            is_skipped = skip_existing and store.is_stored(changing.conn, name)
+            stored[name] = (
+                None
+                if is_skipped
+                else store.insert_version(changing, name, sealer(name), note=None)
             )
-            _announce(
-                datasette,
-                track_event,
-                events.SetSecret(_actor(actor_id), name, version),
-            )
-        return stored
+        return stored, [
+            Change("set-secret", name, version)
+            for name, version in stored.items()
+            if version is not None
+        ]
 
-    return await database.write(instance.db, insert_secret_versions)
+    return await changes.make(datasette, instance.db, author, insert_secret_versions)
 
 
 def _next(versions: list[store.Version], skip_existing: bool) -> int | None:
@@ -217,7 +260,7 @@ async def set_note(
     name: str,
     note: str,
     *,
-    actor_id: str | None = None,
+    author: Author = NOBODY,
     expected_version: int | None = None,
 ) -> int:
     """Change the note of the newest version, whose number is returned.
@@ -226,83 +269,52 @@ async def set_note(
     """
     instance = get_instance(datasette)
     _check_note(note)
-    await schema.ensure_migrated(instance.db)
 
-    def set_secret_note(conn: Any) -> int:
-        return store.set_note(
-            conn,
-            name,
-            note,
-            actor_id=_id(actor_id),
-            now=now(),
-            expected_version=expected_version,
+    def set_secret_note(changing: Changing) -> tuple[int, list[Change]]:
+        version = store.update_newest(
+            changing, name, {"note": note}, expected_version=expected_version
         )
+        return version, [Change("set-note", name, version)]
 
-    return await database.write(instance.db, set_secret_note)
+    return await changes.make(datasette, instance.db, author, set_secret_note)
 
 
-async def delete_secret(
+async def delete(
     datasette: Datasette,
     name: str,
     *,
-    actor_id: str | None = None,
+    author: Author = NOBODY,
     expected_version: int | None = None,
 ) -> int:
-    """Mark the newest version as deleted and return its number; it can be restored.
-
-    `get_secret` then returns None. One that is deleted already stays as it is.
-    Raises InvalidSecret when nothing is stored, VersionConflict and DatabaseUnavailable.
-    """
+    """`delete_secret`, by any author."""
     instance = get_instance(datasette)
-    await schema.ensure_migrated(instance.db)
 
-    def delete_secret_version(conn: Any, track_event: TrackEvent) -> int:
-        version, changed = store.mark_deleted(
-            conn,
-            name,
-            actor_id=_id(actor_id),
-            now=now(),
-            expected_version=expected_version,
+    def delete_secret_version(changing: Changing) -> tuple[int, list[Change]]:
+        version, is_changed = store.mark_deleted(
+            changing, name, expected_version=expected_version
         )
-        if changed:
-            _announce(
-                datasette,
-                track_event,
-                events.DeleteSecret(_actor(actor_id), name, version),
-            )
-        return version
+        return version, [Change("delete-secret", name, version)] * is_changed
 
-    return await database.write(instance.db, delete_secret_version)
+    return await changes.make(datasette, instance.db, author, delete_secret_version)
 
 
-async def restore_secret(
+async def restore(
     datasette: Datasette,
     name: str,
     *,
-    actor_id: str | None = None,
+    author: Author = NOBODY,
     expected_version: int | None = None,
 ) -> int:
-    """Clear the deleted mark of the newest version and return its number.
-
-    Raises InvalidSecret when nothing is stored or that version was destroyed,
-    VersionConflict and DatabaseUnavailable.
-    """
+    """`restore_secret`, by any author."""
     instance = get_instance(datasette)
-    await schema.ensure_migrated(instance.db)
 
-    def restore_secret_version(conn: Any, track_event: TrackEvent) -> int:
-        version, changed = store.clear_deleted(
-            conn, name, expected_version=expected_version
+    def restore_secret_version(changing: Changing) -> tuple[int, list[Change]]:
+        version, is_changed = store.clear_deleted(
+            changing, name, expected_version=expected_version
         )
-        if changed:
-            _announce(
-                datasette,
-                track_event,
-                events.RestoreSecret(_actor(actor_id), name, version),
-            )
-        return version
+        return version, [Change("restore-secret", name, version)] * is_changed
 
-    return await database.write(instance.db, restore_secret_version)
+    return await changes.make(datasette, instance.db, author, restore_secret_version)
 
 
 async def roll_back(
@@ -310,39 +322,32 @@ async def roll_back(
     name: str,
     version: int,
     *,
-    actor_id: str | None = None,
+    author: Author = NOBODY,
     expected_version: int | None = None,
 ) -> int:
     """Seal the value of an earlier version afresh as a new one; returns its number.
 
-    Raises InvalidSecret when there is no such version or it was destroyed, and what
-    `get_secret` and `set_secret` raise.
+    The new version has the note of the earlier one. Raises InvalidSecret when there is no
+    such version or it was destroyed, and what `get_secret` and `set_secret` raise.
     """
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
-    await schema.ensure_migrated(instance.db)
 
-    def roll_back_secret(conn: Any, track_event: TrackEvent) -> int:
-        row = store.find_version(conn, name, version)
+    def roll_back_secret(changing: Changing) -> tuple[int, list[Change]]:
+        row = store.find_version(changing.conn, name, version)
         if row.is_legacy:
             raise NeedsUpgrade(name, version)
         new_version = store.insert_version(
-            conn,
+            changing,
             name,
             lambda number: envelope.reseal(ring, row.name, row.version, row, number),
-            note=None,
-            actor_id=_id(actor_id),
-            now=now(),
+            note=store.note_of(changing.conn, row.id),
             expected_version=expected_version,
         )
-        _announce(
-            datasette,
-            track_event,
-            events.SetSecret(_actor(actor_id), name, new_version),
-        )
-        return new_version
+        detail = {"rolled_back_from": row.version}
+        return new_version, [Change("set-secret", name, new_version, detail)]
 
-    return await database.write(instance.db, roll_back_secret)
+    return await changes.make(datasette, instance.db, author, roll_back_secret)
 
 
 async def destroy_versions(
@@ -350,7 +355,7 @@ async def destroy_versions(
     name: str,
     versions: Sequence[object],
     *,
-    actor_id: str | None = None,
+    author: Author = NOBODY,
     expected_version: int | None = None,
     vacuum: bool = False,
 ) -> tuple[int, database.CleanUp]:
@@ -361,21 +366,18 @@ async def destroy_versions(
     DatabaseUnavailable.
     """
     instance = get_instance(datasette)
-    await schema.ensure_migrated(instance.db)
 
-    def destroy_secret_versions(conn: Any, track_event: TrackEvent) -> int:
+    def destroy_secret_versions(changing: Changing) -> tuple[int, list[Change]]:
         destroyed = store.destroy(
-            conn, name, versions, expected_version=expected_version
+            changing, name, versions, expected_version=expected_version
         )
-        if destroyed:
-            _announce(
-                datasette,
-                track_event,
-                events.DestroySecret(_actor(actor_id), name, list(versions)),
-            )
-        return destroyed
+        version = destroyed[0] if len(destroyed) == 1 else None
+        change = Change("destroy-secret", name, version, {"versions": destroyed})
+        return len(destroyed), [change] if destroyed else []
 
-    destroyed = await database.write(instance.db, destroy_secret_versions)
+    destroyed = await changes.make(
+        datasette, instance.db, author, destroy_secret_versions
+    )
     return destroyed, await clean_up(instance, vacuum=vacuum)
 
 
@@ -383,7 +385,7 @@ async def destroy_row(
     datasette: Datasette,
     row_id: int,
     *,
-    actor_id: str | None = None,
+    author: Author = NOBODY,
     vacuum: bool = False,
 ) -> database.CleanUp:
     """Remove the value of a damaged row, which has no name or version to call it by.
@@ -391,17 +393,13 @@ async def destroy_row(
     Raises InvalidSecret when there is no such row, and DatabaseUnavailable.
     """
     instance = get_instance(datasette)
-    await schema.ensure_migrated(instance.db)
 
-    def destroy_secret_row(conn: Any, track_event: TrackEvent) -> None:
-        name, version = store.destroy_row(conn, row_id)
-        _announce(
-            datasette,
-            track_event,
-            events.DestroySecret(_actor(actor_id), name, [version]),
-        )
+    def destroy_secret_row(changing: Changing) -> tuple[None, list[Change]]:
+        name, version = store.destroy_row(changing, row_id)
+        detail = {"versions": [version], "id": row_id}
+        return None, [Change("destroy-secret", name, version, detail)]
 
-    await database.write(instance.db, destroy_secret_row)
+    await changes.make(datasette, instance.db, author, destroy_secret_row)
     return await clean_up(instance, vacuum=vacuum)
 
 
@@ -436,23 +434,6 @@ async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.Clea
             "until their retention ends"
         )
     return done._replace(remains="; ".join(remains) or None)
-
-
-async def announce_rotation(
-    datasette: Datasette, key_id: str, versions: int, actor_id: str | None
-) -> None:
-    """Send the event of a rotation."""
-    if hasattr(datasette, "event_classes"):
-        event = events.RotateEncryptionKey(_actor(actor_id), key_id, versions)
-        await datasette.track_event(event)
-
-
-async def announce_upgrade(
-    datasette: Datasette, versions: int, actor_id: str | None
-) -> None:
-    """Send the event of an upgrade."""
-    if hasattr(datasette, "event_classes"):
-        await datasette.track_event(events.UpgradeSecrets(_actor(actor_id), versions))
 
 
 async def is_registered(datasette: Datasette, name: str) -> bool:
@@ -508,20 +489,5 @@ def _check_note(note: object) -> None:
         raise InvalidSecret("A note is valid UTF-8 without NUL")
 
 
-def now() -> str:
-    """This second in UTC, `YYYY-MM-DD HH:MM:SS`."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-
-
 def _id(actor_id: object) -> str | None:
     return str(actor_id) if actor_id else None
-
-
-def _actor(actor_id: object) -> dict[str, str] | None:
-    return {"id": str(actor_id)} if actor_id else None
-
-
-def _announce(datasette: Datasette, track_event: TrackEvent, event: Event) -> None:
-    """Queue the event for after the commit. The shell starts no plugins, so has none."""
-    if hasattr(datasette, "event_classes"):
-        track_event(event)

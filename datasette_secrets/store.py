@@ -2,17 +2,17 @@
 
 Versions are rows; the newest of a name is current, by `order by version desc, id`: where
 datasette-secrets 0.x stored one version twice it served the lowest id, and so does this.
-Functions that take a connection run inside `database.write`.
+Functions that take a connection, or a `Changing`, run inside a transaction.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
+from .changes import Changing
 from .database import (
     BUSY,
     LOCKED,
@@ -25,6 +25,15 @@ from .database import (
 )
 from .envelope import ENVELOPE_VERSION, Sealed
 from .errors import InvalidSecret, VersionConflict
+from .rows import KeyCount as KeyCount
+from .rows import LastUse as LastUse
+from .rows import Recorded as Recorded
+from .rows import Replaced as Replaced
+from .rows import Replacement as Replacement
+from .rows import Row as Row
+from .rows import Rows as Rows
+from .rows import Use as Use
+from .rows import Version as Version
 from .schema import TABLE, VERSION_MAX
 
 if TYPE_CHECKING:
@@ -32,76 +41,6 @@ if TYPE_CHECKING:
 
 
 _USE_BUSY_TIMEOUT_MS = 40
-
-
-class Row(NamedTuple):
-    """A stored version with its envelope. From a damaged row, any field may be anything."""
-
-    id: int
-    name: str
-    version: int
-    envelope_version: int | None
-    key_id: str
-    wrapped_key: bytes | None
-    encrypted: bytes | None
-    deleted_at: str | None
-    last_used_at: str | None
-
-    @property
-    def is_destroyed(self) -> bool:
-        return self.encrypted is None and self.wrapped_key is None
-
-    @property
-    def is_legacy(self) -> bool:
-        """Whether datasette-secrets 0.x wrote it."""
-        return self.envelope_version is None and self.wrapped_key is None
-
-
-class Version(NamedTuple):
-    """What is known of a version without opening it. Times are UTC, actors are ids."""
-
-    id: int
-    name: str
-    version: int
-    note: str | None
-    key_id: str
-    created_at: str | None
-    created_by: str | None
-    updated_at: str | None
-    updated_by: str | None
-    deleted_at: str | None
-    deleted_by: str | None
-    last_used_at: str | None
-    last_used_by: str | None
-    is_destroyed: bool
-    is_legacy: bool
-
-    @property
-    def is_deleted(self) -> bool:
-        return self.deleted_at is not None
-
-
-class LastUse(NamedTuple):
-    """When a secret was last used, whichever of its versions, and by which actor."""
-
-    at: str | None = None
-    by: str | None = None
-
-
-class KeyCount(NamedTuple):
-    """How many versions name one master key. `is_legacy`: those that 0.x wrote."""
-
-    key_id: str
-    versions: int
-    is_legacy: bool
-
-
-class Use(NamedTuple):
-    """Actor `actor_id` read row `id` in the UTC second `at`."""
-
-    id: int
-    at: str
-    actor_id: str | None
 
 
 _ROW = (
@@ -118,10 +57,13 @@ _WRAP = (
 
 _VERSION = (
     "id, name, version, note, encryption_key_name, created_at, created_by, updated_at, "
-    "updated_by, deleted_at, deleted_by, last_used_at, last_used_by, "
+    "updated_by, deleted_at, deleted_by, last_used_at, last_used_by, renew_by, "
     "encrypted is null and wrapped_key is null, "
     "encrypted is not null and wrapped_key is null and envelope_version is null"
 )
+
+
+_DESTROYED = {"encrypted": None, "wrapped_key": None}
 
 
 _ORDER = "order by version desc, id limit 1"
@@ -135,7 +77,9 @@ _SELECT_NEWEST = f"select {_ROW} from {TABLE} where name = :name {_ORDER}"  # no
 
 def _before_migration(sql: str) -> str:
     """The same query on a table that 0.x made and no migration has reached yet."""
-    return sql.replace("wrapped_key", "null").replace("envelope_version", "null")
+    for column in ("wrapped_key", "envelope_version", "renew_by"):
+        sql = sql.replace(column, "null")
+    return sql
 
 
 # Every column costs as much as a step of the cryptography: these do for nearly every read.
@@ -197,59 +141,65 @@ def _select(
 
 
 def insert_version(
-    conn: sqlite3.Connection,
+    changing: Changing,
     name: str,
     seal: Callable[[int], Sealed],
     *,
     note: str | None,
-    actor_id: str | None,
-    now: str,
+    renew_by: str | None = None,
     expected_version: int | None = None,
 ) -> int:
     """Store a new version, sealed for the number that is free, and return that number.
 
     `note` None keeps the note of the version before. Raises VersionConflict.
     """
-    newest = _newest(conn, name)
+    newest = _newest(changing.conn, name)
     if expected_version is not None:
         _check_expected(name, newest, expected_version)
-    version = _next_version(conn, name)
+    version = _next_version(changing, name)
     sealed = seal(version)
     if note is None:
         note = newest.note if newest else None
-    conn.execute(
-        f"""insert into {TABLE} (
-            name, note, version, encrypted, encryption_key_name, wrapped_key,
-            envelope_version, created_at, created_by, updated_at, updated_by
-        ) values (
-            :name, :note, :version, :encrypted, :key_id, :wrapped_key,
-            :envelope_version, :now, :actor_id, :now, :actor_id
-        )""",  # noqa: S608
+    row_id = changing.insert(
+        TABLE,
         {
             "name": name,
             "note": note,
             "version": version,
-            "now": now,
-            "actor_id": actor_id,
-            **sealed._asdict(),
+            "encrypted": sealed.encrypted,
+            "encryption_key_name": sealed.key_id,
+            "created_at": changing.at,
+            "created_by": changing.actor_id,
+            "updated_at": changing.at,
+            "updated_by": changing.actor_id,
+            "deleted_at": None,
+            "deleted_by": None,
+            "last_used_at": None,
+            "last_used_by": None,
+            "wrapped_key": sealed.wrapped_key,
+            "envelope_version": sealed.envelope_version,
+            "renew_by": renew_by,
         },
     )
+    stored = _newest(changing.conn, name)
+    if stored is None or stored.id != row_id:
+        raise not_kept()
     return version
 
 
-def _next_version(conn: sqlite3.Connection, name: str) -> int:
+def _next_version(changing: Changing, name: str) -> int:
     """The number after the newest.
 
     A damaged row, whose version is no integer or too great a one, gets a number first:
     SQLite orders text after numbers, so it would stand before every version to come.
     """
-    [(last,)] = conn.execute(
+    [(last,)] = changing.conn.execute(
         f"select max(version) from {TABLE} where name = :name "  # noqa: S608
         f"and typeof(version) = 'integer' and version < {VERSION_MAX}",
         {"name": name},
     ).fetchall()
     last = max(last or 0, 0)
-    damaged = conn.execute(
+    damaged = changing.conn.execute(
         f"select id from {TABLE} where name = :name and not "  # noqa: S608
         f"(typeof(version) = 'integer' and version < {VERSION_MAX}) "
         "order by version, id desc",
@@ -257,116 +207,97 @@ def _next_version(conn: sqlite3.Connection, name: str) -> int:
     ).fetchall()
     for (row_id,) in damaged:
         last += 1
-        conn.execute(
-            f"update {TABLE} set version = :version where id = :id",  # noqa: S608
-            {"version": last, "id": row_id},
-        )
+        changing.update(TABLE, row_id, {"version": last})
     return int(last) + 1
 
 
-def set_note(
-    conn: sqlite3.Connection,
+def update_newest(
+    changing: Changing,
     name: str,
-    note: str,
+    columns: dict[str, object],
     *,
-    actor_id: str | None,
-    now: str,
     expected_version: int | None = None,
 ) -> int:
-    """Change the note of the newest version and return its number.
+    """Write these columns of the newest version, and by whom; returns its number.
 
     Raises InvalidSecret when nothing is stored, and VersionConflict.
     """
-    newest = _require_newest(conn, name, expected_version)
-    conn.execute(
-        f"update {TABLE} set note = :note, updated_at = :now, updated_by = :actor_id "  # noqa: S608
-        "where id = :id",
-        {"note": note, "now": now, "actor_id": actor_id, "id": newest.id},
-    )
+    newest = _require_newest(changing.conn, name, expected_version)
+    changed = {"updated_at": changing.at, "updated_by": changing.actor_id}
+    changing.update(TABLE, newest.id, columns | changed)
     return newest.version
 
 
 def mark_deleted(
-    conn: sqlite3.Connection,
-    name: str,
-    *,
-    actor_id: str | None,
-    now: str,
-    expected_version: int | None = None,
+    changing: Changing, name: str, *, expected_version: int | None = None
 ) -> tuple[int, bool]:
     """Mark the newest version as deleted: its number, and whether it was not already.
 
     Raises InvalidSecret when nothing is stored, and VersionConflict.
     """
-    newest = _require_newest(conn, name, expected_version)
-    if newest.is_deleted:
-        return newest.version, False
-    conn.execute(
-        f"update {TABLE} set deleted_at = :now, deleted_by = :actor_id where id = :id",  # noqa: S608
-        {"now": now, "actor_id": actor_id, "id": newest.id},
-    )
-    return newest.version, True
+    newest = _require_newest(changing.conn, name, expected_version)
+    if not newest.is_deleted:
+        columns = {"deleted_at": changing.at, "deleted_by": changing.actor_id}
+        changing.update(TABLE, newest.id, columns)
+    return newest.version, not newest.is_deleted
 
 
 def clear_deleted(
-    conn: sqlite3.Connection, name: str, *, expected_version: int | None = None
+    changing: Changing, name: str, *, expected_version: int | None = None
 ) -> tuple[int, bool]:
     """Clear the mark of the newest version: its number, and whether there was one.
 
     Raises InvalidSecret when nothing is stored or it was destroyed, and VersionConflict.
     """
-    newest = _require_newest(conn, name, expected_version)
+    newest = _require_newest(changing.conn, name, expected_version)
     if newest.is_destroyed:
         raise InvalidSecret(
             f"{name} version {newest.version} was destroyed and cannot be restored: "
             "set a new value, or roll back to an earlier version"
         )
-    if not newest.is_deleted:
-        return newest.version, False
-    conn.execute(
-        f"update {TABLE} set deleted_at = null, deleted_by = null where id = :id",  # noqa: S608
-        {"id": newest.id},
-    )
-    return newest.version, True
+    if newest.is_deleted:
+        changing.update(TABLE, newest.id, {"deleted_at": None, "deleted_by": None})
+    return newest.version, newest.is_deleted
 
 
 def destroy(
-    conn: sqlite3.Connection,
+    changing: Changing,
     name: str,
     versions: Iterable[object],
     *,
     expected_version: int | None = None,
-) -> int:
-    """Remove the values of the named versions for good; returns how many had one.
+) -> list[object]:
+    """Remove the values of the named versions for good; returns those that had one.
 
     A version that is no integer is named by its text. Raises InvalidSecret for one that
     is not stored, and VersionConflict; nothing is then destroyed.
     """
     if expected_version is not None:
-        _require_newest(conn, name, expected_version)
-    destroyed = 0
+        _require_newest(changing.conn, name, expected_version)
+    destroyed: list[object] = []
     for version in versions:
-        named = {"name": name, "version": str(version)}
-        cursor = conn.execute(
-            f"update {TABLE} set encrypted = null, wrapped_key = null "  # noqa: S608
-            "where name = :name and cast(version as text) = :version "
-            "and not (encrypted is null and wrapped_key is null)",
-            named,
-        )
-        destroyed += cursor.rowcount
-        if not cursor.rowcount and not _exists(conn, named):
+        rows = changing.conn.execute(
+            f"select id, encrypted is null and wrapped_key is null from {TABLE} "  # noqa: S608
+            "where name = :name and cast(version as text) = :version",
+            {"name": name, "version": str(version)},
+        ).fetchall()
+        if not rows:
             raise InvalidSecret(f"{name} has no version {version}")
+        for row_id, is_destroyed in rows:
+            if not is_destroyed:
+                changing.update(TABLE, row_id, _DESTROYED)
+                destroyed.append(version)
     return destroyed
 
 
-def destroy_row(conn: sqlite3.Connection, row_id: int) -> tuple[str, object]:
+def destroy_row(changing: Changing, row_id: int) -> tuple[str, object]:
     """Remove the value of one row for good; returns what it has for name and version.
 
     A row whose version is no number that a version can have goes with its record: it
     would stand before or between the others of its name. Raises InvalidSecret when there
     is no such row.
     """
-    rows = conn.execute(
+    rows = changing.conn.execute(
         f"""select name, version, typeof(version) = 'integer' and version > 0
         from {TABLE} where id = :id""",  # noqa: S608
         {"id": row_id},
@@ -375,19 +306,9 @@ def destroy_row(conn: sqlite3.Connection, row_id: int) -> tuple[str, object]:
         raise InvalidSecret(f"There is no row {row_id}")
     name, version, is_number = rows[0]
     if is_number:
-        conn.execute(
-            f"update {TABLE} set encrypted = null, wrapped_key = null where id = :id",  # noqa: S608
-            {"id": row_id},
-        )
+        changing.update(TABLE, row_id, _DESTROYED)
     else:
-        conn.execute(f"delete from {TABLE} where id = :id", {"id": row_id})  # noqa: S608
-    left = conn.execute(
-        f"""select 1 from {TABLE} where id = :id
-        and not (encrypted is null and wrapped_key is null)""",  # noqa: S608
-        {"id": row_id},
-    ).fetchall()
-    if left:
-        raise not_kept()
+        changing.delete(TABLE, [row_id])
     return str(name), version
 
 
@@ -412,14 +333,13 @@ def find_version(conn: sqlite3.Connection, name: str, version: int) -> Row:
     return row
 
 
-def _exists(conn: sqlite3.Connection, named: dict[str, str]) -> bool:
-    return bool(
-        conn.execute(
-            f"select 1 from {TABLE} "  # noqa: S608
-            "where name = :name and cast(version as text) = :version",
-            named,
-        ).fetchall()
-    )
+def note_of(conn: sqlite3.Connection, row_id: int) -> str:
+    """The note of a version, empty if it has none."""
+    [(note,)] = conn.execute(
+        f"select note from {TABLE} where id = :id",  # noqa: S608
+        {"id": row_id},
+    ).fetchall()
+    return str(note or "")
 
 
 def is_stored(conn: sqlite3.Connection, name: str) -> bool:
@@ -643,29 +563,6 @@ async def count_versions(db: Database) -> int:
     return await read(db, count_secret_versions)
 
 
-class Rows:
-    """Rows in the order of their ids, each made into a `Row` when it is looked at.
-
-    Thousands of those alive at once would cost the garbage collector more than the read.
-    """
-
-    def __init__(self, rows: list[tuple[Any, ...]]) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[Row]:
-        return map(_MAKE_ROW, self._rows)
-
-    @property
-    def last_id(self) -> int:
-        return int(self._rows[-1][0])
-
-
-_MAKE_ROW = partial(tuple.__new__, Row)  # `Row._make` without its check of the length
-
-
 async def rows_from(
     db: Database,
     row_id: int,
@@ -731,17 +628,6 @@ async def rows_with_ids(
 _ENVELOPE = ("envelope_version", "encryption_key_name", "wrapped_key", "encrypted")
 
 
-#: A row as it was read, and the envelope that is to be written over it.
-Replacement = tuple[Row, Sealed]
-
-
-class Replaced(NamedTuple):
-    """How many rows were written, and the ids of those that had changed since."""
-
-    written: int
-    changed_meanwhile: list[int]
-
-
 def replace_envelopes(
     conn: sqlite3.Connection, changes: list[Replacement], *, wraps_only: bool = False
 ) -> Replaced:
@@ -776,13 +662,6 @@ def replace_envelopes(
     if len(stored) - len(others) != matched:
         raise not_kept()
     return Replaced(matched, others)
-
-
-class Recorded(NamedTuple):
-    """What became of some uses: written, or to be tried again, or never to be."""
-
-    written: bool
-    try_again: bool = False
 
 
 async def record_uses(db: Database, uses: list[Use], now: str) -> Recorded:

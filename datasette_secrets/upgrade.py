@@ -8,6 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from . import database, envelope, schema, service, store
+from .changes import announce
+from .events import Author, Change
 from .instance import get_instance
 from .rotation import (
     BATCH_SIZE,
@@ -89,7 +91,8 @@ async def upgrade(
     report.clean_up = await service.clean_up(instance, vacuum=vacuum)
     report.complete = not report.problems
     if report.changed:
-        await service.announce_upgrade(datasette, report.changed, actor_id)
+        change = Change("upgrade-secrets", detail={"versions": report.changed})
+        await announce(datasette, Author(actor_id, "shell"), change)
     return report
 
 

@@ -415,8 +415,12 @@ async def test_a_table_of_0_x_is_migrated_though_the_record_says_that_it_was(
         "create view _sqlite_migrations as select 'datasette-secrets' as migration_set",
     ],
 )
-async def test_a_record_of_migrations_that_makes_no_sense_does_not_stop_the_plugin(
-    make_datasette: MakeDatasette, tmp_path: Path, master_key: str, record: str
+async def test_a_record_of_migrations_that_makes_no_sense_stops_changes_and_no_read(
+    make_datasette: MakeDatasette,
+    tmp_path: Path,
+    master_key: str,
+    record: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = str(tmp_path / "named.db")
     zero.write(path, [("A", 1, b"1"), ("A", 1, b"2")])
@@ -424,10 +428,14 @@ async def test_a_record_of_migrations_that_makes_no_sense_does_not_stop_the_plug
     with conn:
         conn.execute(record)
     conn.close()
+    before = rows(path)
 
     datasette = await start(make_datasette(master_key, database="named", files=[path]))
-    assert sorted(row[1] for row in rows(path)) == [1, 2]
-    assert await set_secret(datasette, "A", "new") == 3
+    assert "secrets can be read, and not changed" in capsys.readouterr().err
+    with pytest.raises(DatabaseUnavailable, match="cannot be written"):
+        await set_secret(datasette, "A", "new")
+    assert rows(path) == before
+    assert await get_secret(datasette, "B") is None
 
 
 @pytest.fixture

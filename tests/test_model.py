@@ -27,6 +27,7 @@ from datasette_secrets import (
     InvalidSecret,
     SecretsError,
     VersionConflict,
+    changes,
     delete_secret,
     envelope,
     get_secret,
@@ -128,11 +129,11 @@ class Secrets(RuleBasedStateMachine):
 
     @rule(name=names, actor=actors)
     def get(self, name: str, actor: str | None) -> None:
-        before = service.now()
+        before = changes.now()
         found = self.run(self.get_and_settle(name, actor))
         assert (found == self.model[name].value) is True
         if found is not None:
-            self.model[name].uses.append((before, service.now(), actor))
+            self.model[name].uses.append((before, changes.now(), actor))
 
     async def get_and_settle(self, name: str, actor: str | None) -> str | None:
         """Read, and let the writing of the use finish: the read waits 50 ms at most."""
@@ -239,18 +240,18 @@ class Secrets(RuleBasedStateMachine):
     @rule(name=names)
     def command_get(self, name: str) -> None:
         model = self.model[name]
-        before = service.now()
+        before = changes.now()
         result = self.command("get", name, "--actor", "ann")
         if model.value is None:
             assert (result.exit_code, result.stdout) == (1, "")
         else:
             assert (result.stdout_bytes.decode() == model.value + "\n") is True
-            model.uses.append((before, service.now(), "ann"))
+            model.uses.append((before, changes.now(), "ann"))
 
     @rule(name=names, version=st.integers(1, 9))
     def command_get_version(self, name: str, version: int) -> None:
         model = self.model[name]
-        before = service.now()
+        before = changes.now()
         result = self.command("get", name, "--version", str(version), "--actor", "bob")
         if not model.has(version):
             assert (result.exit_code, result.stdout) == (1, "")
@@ -258,7 +259,7 @@ class Secrets(RuleBasedStateMachine):
             value = model.values[version - 1]
             assert (result.stdout_bytes.decode() == value + "\n") is True
             if version == model.newest:
-                model.uses.append((before, service.now(), "bob"))
+                model.uses.append((before, changes.now(), "bob"))
 
     @rule(name=names)
     def command_delete(self, name: str) -> None:

@@ -8,6 +8,7 @@ import click
 
 from .. import serialize, service, store
 from ..errors import SecretsError, printable
+from ..events import Author
 from ..instance import get_instance
 from . import arguments, output, prompt
 from .arguments import Misuse, VersionNumber
@@ -62,12 +63,12 @@ async def set_(
     """
 
     await service.check_settable(datasette, name, note)
-    version = await service.set_secret(
+    version = await service.set_value(
         datasette,
         name,
         prompt.read_value(name, value_file),
         note=note,
-        actor_id=actor,
+        author=Author(actor, "shell"),
         expected_version=expected_version,
     )
     click.echo(f"Stored {printable(name)} version {version}")
@@ -117,7 +118,7 @@ async def import_(
         {name: entry.value for name, entry in found.entries.items()},
         skip_existing=skip_existing,
         dry_run=dry_run,
-        actor_id=actor,
+        author=Author(actor, "shell"),
     )
     for name, version in stored.items():
         if version is None:
@@ -144,8 +145,8 @@ async def delete(datasette: Datasette, name: str, yes: bool, actor: str) -> None
 
     newest = (await require_history(datasette, name))[0]
     expected = _confirm(f"Delete {name}, now at version {newest.version}?", newest, yes)
-    version = await service.delete_secret(
-        datasette, name, actor_id=actor, expected_version=expected
+    version = await service.delete(
+        datasette, name, author=Author(actor, "shell"), expected_version=expected
     )
     click.echo(f"Deleted {printable(name)}, at version {printable(version)}")
 
@@ -166,8 +167,8 @@ async def restore(datasette: Datasette, name: str, yes: bool, actor: str) -> Non
         click.echo(f"{printable(name)} is not deleted")
         return
     expected = _confirm(f"Restore {name} version {newest.version}?", newest, yes)
-    version = await service.restore_secret(
-        datasette, name, actor_id=actor, expected_version=expected
+    version = await service.restore(
+        datasette, name, author=Author(actor, "shell"), expected_version=expected
     )
     click.echo(f"Restored {printable(name)} version {printable(version)}")
 
@@ -196,7 +197,11 @@ async def rollback(
         yes,
     )
     new = await service.roll_back(
-        datasette, name, version, actor_id=actor, expected_version=expected
+        datasette,
+        name,
+        version,
+        author=Author(actor, "shell"),
+        expected_version=expected,
     )
     click.echo(f"Stored {printable(name)} version {new}, with the value of {version}")
 
@@ -245,7 +250,7 @@ async def destroy(
         datasette,
         name,
         chosen,
-        actor_id=actor,
+        author=Author(actor, "shell"),
         expected_version=_confirm(question, newest, yes or not chosen),
         vacuum=vacuum,
     )
@@ -311,7 +316,7 @@ async def destroy_row(
 
     prompt.confirm(f"Destroy row {row_id} for good?", yes=yes)
     clean_up = await service.destroy_row(
-        datasette, row_id, actor_id=actor, vacuum=vacuum
+        datasette, row_id, author=Author(actor, "shell"), vacuum=vacuum
     )
     click.echo(f"Destroyed row {row_id}")
     output.say_what_remains(clean_up)

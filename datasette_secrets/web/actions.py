@@ -15,7 +15,7 @@ from ..errors import InvalidSecret
 from ..instance import get_instance
 from . import present
 from .answer import Done, as_sentence, change, not_allowed, page, view
-from .request import Body, Refused, actor_id, method, number, secret_name, wants_json
+from .request import Body, Refused, author, method, number, secret_name, wants_json
 from .secrets import expected, history_rows, require
 
 if TYPE_CHECKING:
@@ -80,10 +80,10 @@ async def _page(
 async def _delete(
     datasette: Datasette, request: Request, name: str, sent: Body
 ) -> Done:
-    version = await service.delete_secret(
+    version = await service.delete(
         datasette,
         name,
-        actor_id=actor_id(request),
+        author=author(request),
         expected_version=number(sent, "expected_version"),
     )
     return _done(datasette, name, f"Secret {name} deleted", version=version)
@@ -92,10 +92,10 @@ async def _delete(
 async def _restore(
     datasette: Datasette, request: Request, name: str, sent: Body
 ) -> Done:
-    version = await service.restore_secret(
+    version = await service.restore(
         datasette,
         name,
-        actor_id=actor_id(request),
+        author=author(request),
         expected_version=number(sent, "expected_version"),
     )
     return _done(datasette, name, f"Secret {name} restored", version=version)
@@ -111,7 +111,7 @@ async def _roll_back(
         datasette,
         name,
         earlier,
-        actor_id=actor_id(request),
+        author=author(request),
         expected_version=number(sent, "expected_version"),
     )
     message = f"Secret {name} rolled back to version {earlier}, as version {version}"
@@ -133,7 +133,7 @@ async def _destroy(
         raise InvalidSecret(f"{name} has no such version")
     versions = list(dict.fromkeys(stored[str(each)] for each in asked))
     destroyed, cleaned = await service.destroy_versions(
-        datasette, name, versions, actor_id=actor_id(request)
+        datasette, name, versions, author=author(request)
     )
     return _done(
         datasette,

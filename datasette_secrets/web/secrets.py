@@ -20,7 +20,7 @@ from .encryption import to_rewrap
 from .request import (
     Body,
     Refused,
-    actor_id,
+    author,
     is_number,
     method,
     number,
@@ -295,12 +295,12 @@ async def _add(datasette: Datasette, request: Request, sent: Body) -> Done:
     if not sent.has_value("secret"):
         raise InvalidSecret("A new secret needs a value")
     try:
-        version = await service.set_secret(
+        version = await service.set_value(
             datasette,
             name,
             sent.take_value("secret"),
             note=_note(sent),
-            actor_id=actor_id(request),
+            author=author(request),
             expected_version=0,
         )
     except VersionConflict:
@@ -356,12 +356,12 @@ async def _store(datasette: Datasette, request: Request, name: str, sent: Body) 
     field = "secret" if sent.is_form and sent.has("secret") else "value"
     expected_version = number(sent, "expected_version")
     if sent.has_value(field):
-        version = await service.set_secret(
+        version = await service.set_value(
             datasette,
             name,
             sent.take_value(field),
             note=_note(sent),
-            actor_id=actor_id(request),
+            author=author(request),
             expected_version=expected_version,
         )
         message = f"Secret {name} {'stored' if version == 1 else 'updated'}"
@@ -393,7 +393,7 @@ async def _set_note(
         datasette,
         name,
         note,
-        actor_id=actor_id(request),
+        author=author(request),
         expected_version=expected_version,
     )
     return version, f"Note updated: {name}"
