@@ -11,6 +11,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -18,13 +19,16 @@ from urllib.parse import quote, quote_plus
 
 from datasette.utils import await_me_maybe
 
-from .errors import InvalidSecret, printable
+from . import changes, listing, service
+from .config import PLUGIN
+from .envelope import Plaintext
+from .errors import DatabaseUnavailable, InvalidSecret, printable
+from .events import NOBODY, Author, Change
+from .instance import get_instance
 from .registry import Check, CheckResult, Registered, registered_secrets
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-
-    from .envelope import Plaintext
 
 OUTCOMES = ("works", "rejected", "unknown")
 SECONDS = 10.0
@@ -40,6 +44,66 @@ async def find_check(datasette: Datasette, name: str) -> Registered:
         if secret.name == name and secret.check is not None:
             return secret
     raise InvalidSecret(f"No plugin registered a check for {name}")
+
+
+async def check_stored(
+    datasette: Datasette, name: str, *, author: Author = NOBODY
+) -> CheckResult:
+    """Run the check on the value that `get_secret` returns now, and log the outcome.
+
+    Raises InvalidSecret where there is no check or no value, and what `get_secret` raises.
+    """
+    secret = await find_check(datasette, name)
+    state = await listing.secret_state(datasette, name)
+    if state.source is None:
+        raise InvalidSecret(f"{name} has no value to check: it is {state.state}")
+    # Of the environment nothing is stored, so no version is what was checked.
+    version = state.version if state.source == "database" else None
+    actor_id = author.actor_id
+    try:
+        value = Plaintext.parse(
+            await service.get_secret(datasette, name, actor_id)
+            if version is None
+            else await service.get_version(datasette, name, version, actor_id=actor_id)
+        )
+    except InvalidSecret as error:
+        raise InvalidSecret(f"{name} cannot be checked: {error}") from None
+    result = await run_check(secret, value)
+    await _log(datasette, name, version, result, author)
+    return result
+
+
+async def check_new(
+    datasette: Datasette, name: str, value: Plaintext, *, author: Author = NOBODY
+) -> CheckResult:
+    """Run the check on a value that is to be stored, unless it is rejected.
+
+    Only a rejection is logged here. Give the other outcomes to `service.set_value`, which
+    logs them with the version. Raises InvalidSecret where there is no check, and what
+    `service.check_settable` raises.
+    """
+    secret = await find_check(datasette, name)
+    await service.check_settable(datasette, name)
+    result = await run_check(secret, value)
+    if result.outcome == "rejected":
+        await _log(datasette, name, None, result, author)
+    return result
+
+
+async def _log(
+    datasette: Datasette,
+    name: str,
+    version: int | None,
+    result: CheckResult,
+    author: Author,
+) -> None:
+    change = Change("check-secret", name, version, {"outcome": result.outcome})
+    try:
+        await changes.record(get_instance(datasette).db, author, change)
+    except DatabaseUnavailable as error:
+        # Nothing was changed, and the outcome is known: it is worth more than its record.
+        sentence = printable(f"{PLUGIN}: the check of {name} was not logged: {error}")
+        print(sentence, file=sys.stderr)
 
 
 async def run_check(

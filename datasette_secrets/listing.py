@@ -71,7 +71,7 @@ async def secret_state(datasette: Datasette, name: str) -> SecretState:
     newest = await store.newest(instance.reader, name)
     state = _state(instance, name, newest)
     version = newest.version if newest else None
-    renew_by = getattr(newest, "renew_by", None)
+    renew_by = newest.renew_by if newest else None
     return SecretState(
         state=state,
         version=version if isinstance(version, int) else None,

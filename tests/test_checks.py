@@ -6,26 +6,33 @@ import asyncio
 import base64
 import json
 import logging
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+from conftest import MakeDatasette
 from datasette.app import Datasette
 from test_registered import registering
 
 from datasette_secrets import (
+    CannotOpen,
     CheckResult,
     InvalidSecret,
     Secret,
     checks,
+    delete_secret,
     envelope,
     get_secret,
     set_secret,
 )
+from datasette_secrets.events import Author
 from datasette_secrets.registry import Registered
 
 VALUE = "sk-live 4f9c0d1e/ключ+Zq8Wn3Ty"
@@ -348,3 +355,99 @@ async def test_a_name_without_a_check_is_refused(datasette: Datasette) -> None:
         for name in ("A", "NEVER_REGISTERED"):
             with pytest.raises(InvalidSecret, match=f"registered a check for {name}"):
                 await checks.find_check(datasette, name)
+
+
+# Where it is asked.
+
+
+def logged(path: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as conn:
+        return conn.execute(
+            "select actor_id, via, name, version, detail from datasette_secrets_log "
+            "where action = 'check-secret' order by id"
+        ).fetchall()
+
+
+ANN = Author("ann", "page")
+
+
+async def test_the_value_that_is_read_now_is_checked_and_its_version_logged(
+    datasette: Datasette, internal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    async def check(value: str) -> CheckResult:
+        given.append(value)
+        return CheckResult("works", "a message")
+
+    with registering(plugin=[Secret("A", check=check)]):
+        await set_secret(datasette, "A", "first")
+        await set_secret(datasette, "A", "second")
+        result = await checks.check_stored(datasette, "A", author=ANN)
+        assert result == CheckResult("works", "a message")
+        monkeypatch.setenv("DATASETTE_SECRETS_A", "from the environment")
+        await checks.check_stored(datasette, "A", author=ANN)
+    assert given == ["second", "from the environment"]
+    assert logged(internal) == [
+        ("ann", "page", "A", 2, '{"outcome": "works"}'),
+        ("ann", "page", "A", None, '{"outcome": "works"}'),
+    ]
+
+
+async def test_without_a_value_nothing_is_checked(
+    datasette: Datasette, internal: str
+) -> None:
+    async def check(_: str) -> bool:
+        raise AssertionError("it was called")
+
+    with registering(plugin=[Secret("A", check=check)]):
+        with pytest.raises(InvalidSecret, match="it is not-set"):
+            await checks.check_stored(datasette, "A")
+        await set_secret(datasette, "A", VALUE)
+        await delete_secret(datasette, "A")
+        with pytest.raises(InvalidSecret, match="it is deleted"):
+            await checks.check_stored(datasette, "A")
+        await set_secret(datasette, "A", VALUE)
+        with closing(sqlite3.connect(internal)) as conn, conn:
+            conn.execute("update datasette_secrets set encrypted = zeroblob(296)")
+        with pytest.raises(CannotOpen):
+            await checks.check_stored(datasette, "A")
+    assert logged(internal) == []
+
+
+async def test_a_new_value_that_is_rejected_is_logged_without_a_version(
+    datasette: Datasette, internal: str
+) -> None:
+    value = envelope.Plaintext.parse(VALUE)
+    for outcome in checks.OUTCOMES:
+        with registering(plugin=[Secret("A", check=saying("", outcome))]):
+            result = await checks.check_new(datasette, "A", value, author=ANN)
+        assert result == CheckResult(outcome)
+    assert logged(internal) == [("ann", "page", "A", None, '{"outcome": "rejected"}')]
+
+
+async def test_a_name_that_cannot_be_stored_is_not_checked(
+    datasette: Datasette,
+) -> None:
+    value = envelope.Plaintext.parse(VALUE)
+    reserved = Secret("ENCRYPTION_KEY", check=returning(True))
+    with (
+        registering(plugin=[reserved]),
+        pytest.raises(InvalidSecret, match="reserved"),
+    ):
+        await checks.check_new(datasette, reserved.name, value)
+
+
+async def test_an_outcome_that_cannot_be_logged_is_told_all_the_same(
+    make_datasette: MakeDatasette, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "data.db"
+    key = envelope.generate_master_key()
+    datasette = make_datasette(key, database="data", files=[str(path)], memory=False)
+    with registering(plugin=[Secret("A", check=returning(True))]):
+        path.touch()
+        await set_secret(datasette, "A", VALUE)
+        datasette = make_datasette(key, database="data", immutables=[str(path)])
+        assert (await checks.check_stored(datasette, "A")).outcome == "works"
+    assert "the check of A was not logged" in capsys.readouterr().err
+    assert logged(str(path)) == []
