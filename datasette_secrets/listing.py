@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
+import datetime
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import registry, store
+from . import config, registry, store
 from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
@@ -21,6 +25,10 @@ STATES = (
     "needs-upgrade",
     "needs-key",
 )
+
+
+#: A date to renew a secret by is shown first when so many days are left, or fewer.
+DUE_DAYS = 14
 
 
 class Listed(NamedTuple):
@@ -88,103 +96,171 @@ _SOURCES = {
 }
 
 
+class Sections(NamedTuple):
+    """One page of all secrets, in the sections in which a person looks for them.
+
+    `urgent`: those that cannot be read, or have to be renewed. `waiting`: registered and
+    without a value, in the order of registration. `removed`: deleted and destroyed ones.
+    `others`: a page of the rest. The first three are empty but on the first page, and
+    each has at most as many as a page. `before`, `after`: the names after which the
+    previous and the next page begin; None without one, "" for the first page.
+    """
+
+    urgent: list[Listed]
+    waiting: list[Listed]
+    others: list[Listed]
+    removed: list[Listed]
+    total: int
+    removed_total: int
+    before: str | None
+    after: str | None
+
+
 async def list_secrets(
     datasette: Datasette,
     *,
     contains: str = "",
     after: str | None = None,
     limit: int | None = None,
-    waiting: bool = True,
 ) -> list[Listed]:
-    """Every secret that is registered or stored, by name.
+    """Every secret that is registered or stored, by name as code points.
 
     `contains`: only names with this in them, whatever the case. `after`, `limit`: a page.
-    `waiting`: False leaves out what `waiting_secrets` lists. Reserved names are left out.
-    Raises DatabaseUnavailable.
+    Reserved names are left out. Raises DatabaseUnavailable.
     """
     instance = get_instance(datasette)
+    registered, names = await _names(datasette, instance, contains)
+    page = [name for name in sorted(names) if after is None or name > after][:limit]
+    return await _rows(instance, registered, page)
+
+
+async def list_sections(
+    datasette: Datasette,
+    *,
+    contains: str = "",
+    state: str = "",
+    after: str = "",
+    size: int = 100,
+) -> Sections:
+    """A page of the list, sorted without regard to case.
+
+    `contains` as in `list_secrets`. `state`: only secrets of this state, in one section.
+    Only the rows of that page are read, and those of the secrets that are not simply
+    stored. Raises DatabaseUnavailable.
+    """
+    instance = get_instance(datasette)
+    registered, names = await _names(datasette, instance, contains)
+    unusual = await store.unusual_names(
+        instance.db, [key.id for key in instance.settings.ring or ()]
+    )
+    looked_at = names & (unusual | registered.keys() | _overridden(instance))
+    known = {
+        each.name: each for each in await _rows(instance, registered, list(looked_at))
+    }
+    if state:
+        states = {name: each.state for name, each in known.items()}
+        names = {name for name in names if states.get(name, "stored") == state}
+        known = {}
+    waiting = [
+        known[name]
+        for name in registered
+        if name in known and known[name].state in ("not-set", "destroyed")
+    ]
+    urgent = [each for each in known.values() if is_urgent(each)]
+    set_apart = {each.name for each in (*waiting, *urgent)}
+    removed = [
+        each
+        for each in known.values()
+        if each.state in ("deleted", "destroyed") and each.name not in set_apart
+    ]
+    set_apart |= {each.name for each in removed}
+    others = sorted(names - set_apart, key=_by_name)
+    start = bisect.bisect_right(others, _by_name(after), key=_by_name) if after else 0
+    page = others[start : start + size]
+    is_first = start == 0
+    return Sections(
+        sorted(urgent, key=lambda each: _by_name(each.name))[:size] if is_first else [],
+        waiting if is_first else [],
+        await _rows(instance, registered, page),
+        sorted(removed, key=lambda each: _by_name(each.name))[:size]
+        if is_first
+        else [],
+        total=len(names),
+        removed_total=len(removed),
+        before=None if is_first else others[start - size - 1] if start > size else "",
+        after=page[-1] if start + size < len(others) else None,
+    )
+
+
+def is_urgent(listed: Listed) -> bool:
+    """Whether somebody has to do something about a secret that is stored."""
+    return listed.state in ("needs-key", "needs-upgrade") or is_due(listed)
+
+
+def is_due(listed: Listed, days: int = DUE_DAYS) -> bool:
+    """Whether a secret that can be read has to be renewed within so many days."""
+    newest = listed.newest
+    renew_by = getattr(newest, "renew_by", None)
+    if listed.state != "stored" or not renew_by:
+        return False
+    today = datetime.datetime.now(datetime.timezone.utc).date()
+    return str(renew_by) <= (today + datetime.timedelta(days)).isoformat()
+
+
+async def case_twin(datasette: Datasette, name: str) -> str | None:
+    """Another secret's name that differs from this one in nothing but case.
+
+    None when `name` itself is there. Raises DatabaseUnavailable.
+    """
+    _, names = await _names(datasette, get_instance(datasette), name)
+    twins = (each for each in names if each.casefold() == name.casefold())
+    return None if name in names else next(twins, None)
+
+
+async def _names(
+    datasette: Datasette, instance: Instance, contains: str
+) -> tuple[dict[str, registry.Registered], set[str]]:
+    """What is registered, by name in that order, and all names there are."""
     registered = {
         secret.name: secret for secret in await registry.registered_secrets(datasette)
     }
-    stored = await _newest_versions(instance, contains, after, limit)
-    asked_for = {
+    stored = await store.names(instance.db)
+    wanted = contains.casefold()
+    names = {
         name
-        for name in registered
-        if contains.casefold() in name.casefold() and (after is None or name > after)
+        for name in stored | registered.keys()
+        if wanted in name.casefold() and not instance.settings.is_reserved(name)
     }
-    # Names as code points, which is how SQLite orders their UTF-8. A registered name that
-    # lies after a full page of stored ones is cut off again, so it need not be known here
-    # whether it is stored.
-    uses = await store.last_uses(instance.db, list(stored))
-    listed = (
-        _listed(instance, name, registered.get(name), stored.get(name), uses.get(name))
-        for name in sorted(asked_for | stored.keys())
-        if not instance.settings.is_reserved(name)
-    )
-    return [each for each in listed if waiting or each.state != "not-set"][:limit]
+    return registered, names
 
 
-async def _newest_versions(
-    instance: Instance, contains: str, after: str | None, limit: int | None
-) -> dict[str, store.Version]:
-    """`limit` of the newest versions by name. Reserved names do not count."""
-    found: dict[str, store.Version] = {}
-    while True:
-        versions = await store.newest_versions(
-            instance.db,
-            contains=contains,
-            after=after,
-            limit=-1 if limit is None else limit,
-        )
-        found |= {
-            each.name: each
-            for each in versions
-            if not instance.settings.is_reserved(each.name)
-        }
-        if limit is None or len(found) >= limit or len(versions) < limit:
-            return found
-        after = versions[-1].name
-
-
-async def waiting_secrets(datasette: Datasette, *, contains: str = "") -> list[Listed]:
-    """What plugins registered and has no value, in the order of registration.
-
-    Nobody ever set it, or the newest version was destroyed; one that was deleted does not
-    wait. `contains` as in `list_secrets`. Raises DatabaseUnavailable.
-    """
-    instance = get_instance(datasette)
-    registered = [
-        secret
-        for secret in await registry.registered_secrets(datasette)
-        if contains.casefold() in secret.name.casefold()
-        and not instance.settings.is_reserved(secret.name)
-    ]
-    names = [each.name for each in registered]
+async def _rows(
+    instance: Instance, registered: Mapping[str, registry.Registered], names: list[str]
+) -> list[Listed]:
+    """The secrets of these names, in this order."""
     stored = {
         version.name: version
-        for version in await store.newest_versions(instance.db, names=names)
+        for version in await store.newest_versions(instance.db, names)
     }
     uses = await store.last_uses(instance.db, names)
-    listed = [
-        _listed(instance, name, secret, stored.get(name), uses.get(name))
-        for name, secret in zip(names, registered, strict=True)
+    return [
+        _listed(instance, name, registered.get(name), stored.get(name), uses.get(name))
+        for name in names
     ]
-    return [each for each in listed if each.state in ("not-set", "destroyed")]
 
 
-async def count_secrets(datasette: Datasette, *, contains: str = "") -> int:
-    """How many `list_secrets` lists, all pages together. Raises DatabaseUnavailable."""
-    instance = get_instance(datasette)
-    registered = [
-        secret.name
-        for secret in await registry.registered_secrets(datasette)
-        if contains.casefold() in secret.name.casefold()
-        and not instance.settings.is_reserved(secret.name)
-    ]
-    stored = await store.stored_names(instance.db, registered)
-    return len(set(registered) - stored) + await store.count_names(
-        instance.db, contains=contains, reserved=instance.settings.reserved
-    )
+def _by_name(name: str) -> tuple[str, str]:
+    return name.casefold(), name
+
+
+def _overridden(instance: Instance) -> set[str]:
+    """The names for which the environment has a value."""
+    names = {
+        variable.removeprefix(config.ENV_PREFIX)
+        for variable in os.environ
+        if variable.startswith(config.ENV_PREFIX)
+    }
+    return {name for name in names if instance.environment_value(name) is not None}
 
 
 async def find_secret(datasette: Datasette, name: str) -> Listed | None:

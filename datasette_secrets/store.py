@@ -410,45 +410,47 @@ async def history(db: Database, name: str) -> list[Version]:
     return await read(db, secret_history)
 
 
-async def newest_versions(
-    db: Database,
-    *,
-    names: list[str] | None = None,
-    contains: str = "",
-    after: str | None = None,
-    limit: int = -1,
-) -> list[Version]:
-    """The newest version of each stored secret, by name.
+async def names(db: Database) -> set[str]:
+    """Every name under which something is stored. Raises DatabaseUnavailable."""
 
-    `names`: only these. `contains`: only names with this in them, whatever the case of
-    ASCII letters. `after`, `limit`: a page; -1 is all of them. Raises DatabaseUnavailable.
+    def secret_names(conn: sqlite3.Connection) -> set[str]:
+        sql = f"select distinct name from {TABLE} where typeof(name) = 'text'"  # noqa: S608
+        return {name for (name,) in _select(conn, sql, {})}
+
+    return await read(db, secret_names)
+
+
+async def unusual_names(db: Database, key_ids: list[str]) -> set[str]:
+    """The names that have a version that is not simply stored under one of these keys.
+
+    One that was deleted or destroyed, that 0.x wrote, or that needs another key.
+    Raises DatabaseUnavailable.
     """
-    # One step in the index from each name to the next, however many versions it has.
-    each_name = (
-        f"""select min(name) from {TABLE} where :after is null or name > :after
-            union all
-            select (select min(name) from {TABLE} where name > each_name)
-            from each where each_name is not null"""  # noqa: S608
-        if names is None
-        else f"select name from {TABLE} where name in {_NAMES} group by name"  # noqa: S608
-    )
+
+    def unusual_secret_names(conn: sqlite3.Connection) -> set[str]:
+        rows = _select(
+            conn,
+            f"""select distinct name from {TABLE} where typeof(name) = 'text'
+            and (deleted_at is not null or wrapped_key is null
+            or encryption_key_name not in (select value from json_each(:key_ids)))""",  # noqa: S608
+            {"key_ids": json.dumps(key_ids)},
+        )
+        return {name for (name,) in rows}
+
+    return await read(db, unusual_secret_names)
+
+
+async def newest_versions(db: Database, names: list[str]) -> list[Version]:
+    """The newest version of each of these secrets. Raises DatabaseUnavailable."""
 
     def newest_secret_versions(conn: sqlite3.Connection) -> list[Version]:
         rows = _select(
             conn,
-            f"""with recursive each(each_name) as ({each_name})
+            f"""with each(each_name) as {_NAMES}
             select {_VERSION} from each cross join {TABLE} on id = (
                 select id from {TABLE} where name = each_name {_ORDER}
-            )
-            where typeof(each_name) = 'text'
-            and (:after is null or each_name > :after)
-            and instr(lower(each_name), lower(:contains)) > 0 limit :limit""",  # noqa: S608
-            {
-                "names": json.dumps(names),
-                "contains": contains,
-                "after": after,
-                "limit": limit,
-            },
+            )""",  # noqa: S608
+            {"names": json.dumps(names)},
         )
         return [_version(row) for row in rows]
 
@@ -472,42 +474,6 @@ async def last_uses(db: Database, names: list[str]) -> dict[str, LastUse]:
         return {name: LastUse(at, by) for name, at, by in rows}
 
     return await read(db, last_uses_of_secrets)
-
-
-async def count_names(
-    db: Database, *, contains: str = "", reserved: Iterable[str] = ()
-) -> int:
-    """How many secrets `newest_versions` finds, but for those of the `reserved` names.
-
-    `reserved`: in upper case. Raises DatabaseUnavailable.
-    """
-
-    def count_secret_names(conn: sqlite3.Connection) -> int:
-        rows = _select(
-            conn,
-            f"select count(distinct name) from {TABLE} where typeof(name) = 'text' "  # noqa: S608
-            "and instr(lower(name), lower(:contains)) > 0 "
-            f"and upper(name) not in {_NAMES}",
-            {"contains": contains, "names": json.dumps(list(reserved))},
-        )
-        return int(rows[0][0]) if rows else 0
-
-    return await read(db, count_secret_names)
-
-
-async def stored_names(db: Database, names: list[str]) -> set[str]:
-    """Those of `names` under which a version is stored. Raises DatabaseUnavailable."""
-
-    def stored_secret_names(conn: sqlite3.Connection) -> set[str]:
-        rows = _select(
-            conn,
-            f"select distinct name from {TABLE} "  # noqa: S608
-            f"where name in {_NAMES}",
-            {"names": json.dumps(names)},
-        )
-        return {name for (name,) in rows}
-
-    return await read(db, stored_secret_names)
 
 
 async def key_counts(db: Database) -> list[KeyCount]:

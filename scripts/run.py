@@ -7,6 +7,8 @@ again, so secrets, sign-ins and changes to datasette.yaml outlive a restart.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import os
 import secrets
 import socket
@@ -14,6 +16,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import uvicorn
+from datasette import Forbidden, Response, hookimpl
+from datasette.app import Datasette
+from datasette.plugins import pm
+from datasette.utils import StartupError, parse_metadata
+from datasette.utils.asgi import Request
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / ".run"
@@ -83,22 +93,57 @@ def generate_encryption_key() -> str:
     ).stdout
 
 
+class SignIn:
+    """A link that signs in as root and leads to the secrets. It works until the server ends."""
+
+    def __init__(self) -> None:
+        self.token = secrets.token_urlsafe(24)
+
+    @hookimpl
+    def register_routes(self) -> list[tuple[str, Callable[..., Any]]]:
+        async def sign_in(datasette: Datasette, request: Request) -> Response:
+            token = request.args.get("token") or ""
+            if not secrets.compare_digest(token, self.token):
+                raise Forbidden("The link is of another run: take the one printed last")
+            response = Response.redirect(datasette.urls.path("/-/secrets"))
+            datasette.set_actor_cookie(response, {"id": "root"})
+            return response
+
+        return [(r"^/-/sign-in$", sign_in)]
+
+
 def serve(port: int) -> None:
-    print(
-        f"The example plugin: http://{HOST}:{port}/-/weather\n"
-        f"Its secret:         http://{HOST}:{port}/-/secrets\n"
-        "First sign in with the link that follows. Ctrl-C stops the server.",
-        flush=True,
-    )
     os.chdir(RUN)
-    os.environ["DATASETTE_SECRET"] = Path("cookie-secret.txt").read_text("utf-8")
-    arguments = [
-        *("serve", "--root", "--host", HOST, "--port", str(port)),
-        *("--config", "datasette.yaml", "--internal", "internal.db"),
-        *("--plugins-dir", str(ROOT / "scripts" / "example_plugin")),
-    ]
-    # The server takes this process's place, so that signals reach it directly.
-    os.execv(sys.executable, [*DATASETTE, *arguments])
+    sign_in = SignIn()
+    pm.register(sign_in, name="sign-in")
+    datasette = Datasette(
+        config=parse_metadata(Path("datasette.yaml").read_text("utf-8")),
+        internal="internal.db",
+        plugins_dir=str(ROOT / "scripts" / "example_plugin"),
+        secret=Path("cookie-secret.txt").read_text("utf-8"),
+    )
+    datasette.root_enabled = True
+    link = f"http://{HOST}:{port}/-/sign-in?token={sign_in.token}"
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve_until_interrupted(datasette, port, link))
+
+
+async def serve_until_interrupted(datasette: Datasette, port: int, link: str) -> None:
+    try:
+        await datasette.invoke_startup()
+    except StartupError as error:
+        sys.exit(f"Error: {error}")
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, port))
+        listener.listen()  # a browser that comes before the server is ready has to wait
+        print(
+            f"The example plugin: http://{HOST}:{port}/-/weather\n"
+            "Ctrl-C stops the server. Sign in and manage secrets:\n" + link,
+            flush=True,
+        )
+        server = uvicorn.Server(uvicorn.Config(datasette.app(), log_level="warning"))
+        await server.serve(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -76,6 +76,20 @@ def rows(page: Any) -> dict[str, str]:
     return dict(re.findall(r'data-secret="([^"]*)" data-state="([^"]*)"', page.text))
 
 
+def sections(page: Any) -> dict[str, list[str]]:
+    """The names under each heading of a list page, in their order."""
+    parts = re.split(r'<(?:h2|summary) id="[^"]*">([^<]*)</(?:h2|summary)>', page.text)
+    names = [re.findall(r'data-secret="([^"]*)"', part) for part in parts[2::2]]
+    return {
+        heading: each for heading, each in zip(parts[1::2], names, strict=True) if each
+    }
+
+
+def field(page: Any, name: str) -> str:
+    """What a text field of a form holds."""
+    return str(re.findall(rf'name="{name}"[^>]* value="([^"]*)"', page.text)[0])
+
+
 def plant(internal: str, name: str, key: str) -> None:
     """A row as datasette-secrets 0.x wrote it."""
     with sqlite3.connect(internal) as conn:
@@ -242,6 +256,54 @@ async def test_a_planted_reserved_name_is_not_counted(
     assert "1 secret</p>" in (await visitor.get()).text
 
 
+async def test_the_list_sorts_without_regard_to_case_and_shows_trouble_first(
+    make_datasette: MakeDatasette, master_key: str
+) -> None:
+    lost = make_datasette(generate_master_key())
+    await lost.invoke_startup()
+    await set_secret(lost, "zz_broken", VALUE)
+    visitor = Visitor(make_datasette(master_key))
+    await visitor.datasette.invoke_startup()
+    for name in ("b", "A", "C", "GONE", "deleted"):
+        await set_secret(visitor.datasette, name, VALUE)
+    await destroy_versions(visitor.datasette, "GONE", [1])
+    await delete_secret(visitor.datasette, "deleted")
+    page = await visitor.get()
+    assert sections(page) == {
+        "Needs attention": ["zz_broken"],
+        "Waiting to be set": ["EXAMPLE_SECRET"],
+        "Secrets": ["A", "b", "C"],
+        "Deleted and destroyed: 2 secrets": ["deleted", "GONE"],
+    }
+    assert re.search(r"<details[^>]*>\s*<summary id=\"secrets-removed\"", page.text)
+    for state, names in (
+        ("stored", ["A", "b", "C"]),
+        ("deleted", ["deleted"]),
+        ("needs-key", ["zz_broken"]),
+        ("not-set", ["EXAMPLE_SECRET"]),
+        ("environment", []),
+    ):
+        assert list(rows(await visitor.get(f"?state={state}"))) == names
+    assert list(rows(await visitor.get("?state=stored&q=B"))) == ["b"]
+
+
+async def test_pages_of_the_list_lead_forwards_and_back(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    for number in range(250):
+        await set_secret(datasette, f"KEY_{number:03}", VALUE)
+    shown, path = [], ""
+    for rel in ("next", "next", "prev", "prev"):
+        page = await visitor.get(path)
+        shown.append([name for name in rows(page) if name.startswith("KEY")])
+        [link] = re.findall(rf'href="/-/secrets(\?[^"]*)?" rel="{rel}"', page.text)
+        path = link.replace("&amp;", "&")
+    assert [(each[0], len(each)) for each in shown] == [
+        *(("KEY_000", 100), ("KEY_100", 100), ("KEY_200", 50), ("KEY_100", 100)),
+    ]
+    assert path == ""
+
+
 @pytest.mark.parametrize("query", ["mail", "MAIL", "Mail"])
 async def test_the_list_is_filtered_whatever_the_case(
     visitor: Visitor, datasette: Datasette, query: str
@@ -369,11 +431,12 @@ async def test_whoever_saves_second_is_told_who_was_first(
         return {"17": {"id": "17", "name": "Ada"}}
 
     with plugin(actors_from_ids=actors_from_ids):
-        for fields in ({"secret": VALUE}, {"secret": "", "note": VALUE}):
+        for fields in ({"secret": VALUE}, {"secret": "", "note": "late"}):
             late = await visitor.post("/KEY", **fields, expected_version="1")
             assert late.status_code == 409
             assert re.search(
-                r"KEY is at version 2, changed by Ada at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC",
+                r"Ada saved version 2 of KEY at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC while "
+                "you were editing version 1",
                 late.text,
             )
             assert (VALUE in late.text) is False
@@ -391,7 +454,69 @@ async def test_a_variable_that_overrides_is_said_and_its_value_is_not(
     assert (VALUE in page.text) is False
 
 
+async def test_a_value_stored_under_a_variable_warns_that_it_is_not_read(
+    visitor: Visitor, datasette: Datasette, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("DATASETTE_SECRETS_KEY", "of the environment")
+    warning = (
+        "Stored, but plugins still read the environment variable DATASETTE_SECRETS_KEY."
+    )
+    added = await visitor.post("/-/add", name="KEY", secret=VALUE)
+    assert await visitor.messages(added) == ["Secret KEY added", warning]
+    saved = await visitor.post("/KEY", secret=VALUE)
+    assert await visitor.messages(saved) == ["Secret KEY updated", warning]
+
+
+async def test_a_refused_form_keeps_what_was_typed_but_the_value(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    added = await visitor.post("/-/add", name="NEW", secret="", note="mine")
+    assert (field(added, "name"), field(added, "note")) == ("NEW", "mine")
+    await set_secret(datasette, "KEY", "first", note="stored")
+    late = await visitor.post(
+        "/KEY", secret=VALUE, note="typed", expected_version="0", expected_note="stored"
+    )
+    assert (late.status_code, field(late, "note")) == (409, "typed")
+    assert (VALUE in late.text) is False
+    pasted = await visitor.post("/-/add", name="", secret=VALUE, note=f"it is {VALUE}")
+    assert pasted.status_code == 400
+    assert (VALUE in pasted.text) is False
+
+
+async def test_two_tabs_that_change_only_the_note_conflict(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", VALUE, note="before")
+    form = {"secret": "", "expected_version": "1", "expected_note": "before"}
+    first = await visitor.post("/KEY", note="of the first tab", **form)
+    assert first.status_code == 302
+    second = await visitor.post("/KEY", note="of the second tab", **form)
+    assert second.status_code == 409
+    assert "was changed to “of the first tab” while you were editing" in second.text
+    assert field(second, "note") == "of the second tab"
+    assert field(second, "expected_note") == "of the first tab"
+    form["expected_note"] = "of the first tab"
+    again = await visitor.post("/KEY", note="of the second tab", **form)
+    assert await visitor.messages(again) == ["Note updated: KEY"]
+
+
 # Adding one that nobody registered.
+
+
+async def test_a_name_that_differs_only_in_case_asks_first(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "OPENAI_API_KEY", VALUE)
+    form = {"name": "openai_api_key", "secret": VALUE}
+    question = await visitor.post("/-/add", **form)
+    assert question.status_code == 409
+    assert "OPENAI_API_KEY already exists" in question.text
+    assert 'name="allow_twin"' in question.text
+    assert field(question, "name") == "openai_api_key"
+    assert await get_secret(datasette, "openai_api_key") is None
+    added = await visitor.post("/-/add", **form, allow_twin="1")
+    assert await visitor.messages(added) == ["Secret openai_api_key added"]
+    assert await get_secret(datasette, "openai_api_key") == VALUE
 
 
 async def test_a_secret_is_added_by_name(
@@ -463,7 +588,7 @@ async def test_what_cannot_be_restored_or_deleted_again_is_not_promised(
     assert "nothing to restore: KEY is not deleted" in page.text
     assert 'type="submit"' not in page.text.partition('class="secrets-what"')[2]
     await delete_secret(datasette, "KEY")
-    assert "KEY is deleted already" in (await visitor.get("/KEY/-/delete")).text
+    assert "KEY is already deleted" in (await visitor.get("/KEY/-/delete")).text
     await destroy_versions(datasette, "KEY", [1])
     page = await visitor.get("/KEY/-/restore")
     assert "nothing to restore: the value of version 1 was destroyed" in page.text
@@ -475,7 +600,7 @@ async def test_saving_neither_a_value_nor_another_note_changes_nothing(
     await set_secret(datasette, "KEY", VALUE, note="a note", actor_id="ann")
     done = await visitor.post("/KEY", secret="  ", note="a note", expected_version="1")
     assert await visitor.messages(done) == [
-        "Nothing changed: no value for KEY was typed"
+        "Nothing to save: enter a value or change the note"
     ]
     listed = await find_secret(datasette, "KEY")
     assert listed is not None
@@ -502,8 +627,28 @@ async def test_an_action_on_what_has_changed_since_is_refused(
     for action in ("delete", "restore", "rollback"):
         late = await visitor.post(f"/KEY/-/{action}", version="1", expected_version="2")
         assert late.status_code == 409
-        assert "Nothing was changed: KEY is at version 3" in late.text
+        assert "saved version 3 of KEY" in late.text
     assert await get_secret(datasette, "KEY") == "three"
+
+
+async def test_nothing_is_selected_to_be_destroyed_until_somebody_selects_it(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    for each in ("one", "two", "three"):
+        await set_secret(datasette, "KEY", each, note=f"the {each}", actor_id="ann")
+    await get_secret(datasette, "KEY", "bob")
+
+    def ticked(page: Any) -> list[str]:
+        return re.findall(r'name="version" value="(\d+)"[^>]* checked', page.text)
+
+    question = await visitor.get("/KEY/-/destroy")
+    assert ticked(question) == []
+    [row] = re.findall(r'value="3".*?</label>', question.text, re.S)
+    assert "the three" in row and "Last used" in row and ">bob<" in row
+    assert 'href="/-/secrets/KEY/-/destroy?old=1"' in question.text
+    assert ticked(await visitor.get("/KEY/-/destroy?old=1")) == ["2", "1"]
+    refused = await visitor.post("/KEY/-/destroy", version=["1", "7"])
+    assert (refused.status_code, ticked(refused)) == (400, ["1"])
 
 
 async def test_an_action_with_nothing_chosen_asks_again(
@@ -512,7 +657,7 @@ async def test_an_action_with_nothing_chosen_asks_again(
     await set_secret(datasette, "KEY", VALUE)
     answer = await visitor.post("/KEY/-/destroy")
     assert answer.status_code == 400
-    assert "Say which versions to destroy" in answer.text
+    assert "Select at least one version" in answer.text
     assert 'name="version" value="1"' in answer.text
 
 
@@ -541,12 +686,12 @@ async def test_a_secret_without_any_value_offers_only_what_can_be_done(
         await set_secret(datasette, "KEY", value)
     await destroy_versions(datasette, "KEY", [2])
     page = (await visitor.get("/KEY")).text
-    assert "or roll back to an earlier version" in page and ">Remove<" in page
+    assert "or roll back to an earlier version" in page and ">Danger zone<" in page
     await destroy_versions(datasette, "KEY", [1])
     page = (await visitor.get("/KEY")).text
-    assert "roll back" not in page and ">Remove<" not in page
+    assert "roll back" not in page and ">Danger zone<" not in page
     assert "keep the value" not in page
-    assert "Leave it blank to change only the note" in page
+    assert "Leave blank to change only the note" in page
 
 
 async def test_what_a_plugin_waits_for_waits_again_when_it_is_destroyed(
@@ -559,9 +704,11 @@ async def test_what_a_plugin_waits_for_waits_again_when_it_is_destroyed(
     await destroy_versions(datasette, "DESTROYED", [1])
     with plugin(register_secrets=lambda: secrets):
         page = await visitor.get()
-    waiting, stored = page.text.split('id="secrets-all"')
-    found = [re.findall(r'data-secret="([^"]*)"', part) for part in (waiting, stored)]
-    assert found == [["DESTROYED", "NEVER"], ["DELETED", "DESTROYED", "SET"]]
+    assert sections(page) == {
+        "Waiting to be set": ["DESTROYED", "NEVER"],
+        "Secrets": ["SET"],
+        "Deleted and destroyed: 1 secret": ["DELETED"],
+    }
 
 
 async def test_the_example_is_said_to_be_used_by_nothing(
@@ -597,8 +744,7 @@ async def test_rolling_back_says_which_note_is_kept(
     await set_secret(datasette, "KEY", "one", note="the <first>")
     await set_secret(datasette, "KEY", "two", note="the second")
     question = (await visitor.get("/KEY/-/rollback?version=1")).text
-    assert "keeps the note of version 2: “the second”" in question
-    assert "that of version 1 is “the &lt;first&gt;”" in question
+    assert "note of version 1: “the &lt;first&gt;”" in question
 
 
 async def test_the_history_shows_a_note_wherever_it_changes(
@@ -666,12 +812,12 @@ async def test_older_keys_are_shown_and_re_wrapped(
     await visitor.datasette.invoke_startup()
     assert "/-/secrets/-/rotate" in (await visitor.get()).text
     question = await visitor.get("/-/rotate")
-    assert "What it touches: 1 version" in question.text and "KEY" in question.text
+    assert "1 version will change" in question.text and "KEY" in question.text
     done = await visitor.post("/-/rotate")
     [message] = await visitor.messages(done)
-    assert message.startswith("1 version re-wrapped with master key ")
+    assert message.startswith("1 version re-encrypted with master key ")
     after = (await visitor.get()).text
-    assert "No row needs it now" in after and "/-/secrets/-/rotate" not in after
+    assert "No longer used" in after and "/-/secrets/-/rotate" not in after
     assert await get_secret(visitor.datasette, "KEY") == VALUE
 
 
@@ -686,7 +832,7 @@ async def test_rows_of_0x_are_upgraded(
     done = await visitor.post("/-/upgrade")
     assert await visitor.messages(done) == ["1 version upgraded"]
     assert await get_secret(datasette, "OLD") == VALUE
-    assert "Nothing is left to do" in (await visitor.get("/-/upgrade")).text
+    assert "Nothing to do." in (await visitor.get("/-/upgrade")).text
 
 
 async def test_re_wrapping_is_not_offered_where_only_a_missing_key_opens(
@@ -699,7 +845,7 @@ async def test_re_wrapping_is_not_offered_where_only_a_missing_key_opens(
     await visitor.datasette.invoke_startup()
     page = await visitor.get()
     assert "/-/secrets/-/rotate" not in page.text
-    assert "cannot be re-wrapped: what wraps it is not configured" in page.text
+    assert "cannot be rotated, because its master key is not configured" in page.text
 
 
 async def test_a_row_whose_key_is_missing_says_which_and_what_to_do(
@@ -712,7 +858,7 @@ async def test_a_row_whose_key_is_missing_says_which_and_what_to_do(
     await visitor.datasette.invoke_startup()
     page = await visitor.get()
     key_id = re.findall(r'data-key="([0-9a-f]{16})"', page.text)[-1]
-    assert f"master key {key_id} is needed and not configured. Add it to" in page.text
+    assert f"needs master key {key_id}, which is not configured. Add it to" in page.text
     refused = await visitor.post("/-/rotate")
     assert refused.status_code == 409
     assert "Nothing was changed" in refused.text
@@ -775,10 +921,10 @@ async def test_without_the_key_of_what_is_stored_the_pages_ask_for_that_key(
     for path in ("", "/KEY", "/-/add"):
         page = (await visitor.get(path)).text
         notice = re.findall(r'secrets-notice".*?</section>', page, re.S)[0]
-        assert "1 version is stored here already, and needs master key" in notice
+        assert "1 version is already stored, and needs master key" in notice
         assert key_id in notice and "Configure that key" in notice
         assert "generate-encryption-key" not in notice
-        assert "wrapped by the primary key" not in page
+        assert "use the primary key" not in page
 
 
 async def test_an_unset_variable_is_named(make_datasette: MakeDatasette) -> None:
@@ -792,7 +938,30 @@ async def test_a_temporary_database_is_warned_of(
 ) -> None:
     visitor = Visitor(make_datasette(master_key, internal=None))
     await visitor.datasette.invoke_startup()
-    assert "is temporary" in (await visitor.get()).text
+    for path in ("", "/-/add", "/EXAMPLE_SECRET"):
+        assert "is temporary" in (await visitor.get(path)).text
+
+
+async def test_the_keys_fold_to_one_line_while_one_protects_everything(
+    make_datasette: MakeDatasette, master_key: str
+) -> None:
+    visitor = Visitor(make_datasette(master_key))
+    await visitor.datasette.invoke_startup()
+    await set_secret(visitor.datasette, "KEY", VALUE)
+    assert "One master key protects everything" in (await visitor.get()).text
+    visitor = Visitor(make_datasette(generate_master_key(), master_key))
+    await visitor.datasette.invoke_startup()
+    assert "One master key protects everything" not in (await visitor.get()).text
+
+
+async def test_a_visitor_who_is_not_signed_in_is_told_how_to(
+    visitor: Visitor,
+) -> None:
+    visitor.cookies = {}
+    page = await visitor.get("/KEY")
+    assert page.status_code == 403
+    assert "You are not signed in" in page.text and "--root" in page.text
+    assert "not signed in" not in (await visitor.get(".json")).text
 
 
 async def test_an_immutable_database_is_shown_and_offers_no_change(

@@ -1,5 +1,5 @@
-// Comfort on the pages of datasette-secrets: everything works without it. It never reads
-// what is typed into a value.
+// Conveniences on the pages of datasette-secrets: everything works without them. What is
+// typed into a value is looked at for hints, and never leaves the page but in its form.
 (() => {
   "use strict";
 
@@ -8,10 +8,12 @@
   const found = document.getElementById("secrets-found");
   if (filter && found) {
     const field = filter.elements.q;
+    const state = filter.elements.state;
     let timer, request;
     const show = async () => {
       const url = new URL(filter.action);
       if (field.value) url.searchParams.set("q", field.value);
+      if (state.value) url.searchParams.set("state", state.value);
       request?.abort();
       request = new AbortController();
       try {
@@ -34,6 +36,7 @@
       clearTimeout(timer);
       timer = setTimeout(show, 120);
     });
+    state.addEventListener("change", show);
     filter.addEventListener("submit", (event) => {
       event.preventDefault();
       clearTimeout(timer);
@@ -64,10 +67,34 @@
     command.append(button);
   }
 
-  // One click, one change.
+  // The button that destroys says how much.
+  for (const button of document.querySelectorAll("[data-secrets-counts]")) {
+    const boxes = [...button.form.querySelectorAll("[name=version]")];
+    const none = button.value;
+    const count = () => {
+      const ticked = boxes.filter((box) => box.checked).length;
+      button.disabled = !ticked;
+      button.value = ticked
+        ? `${button.dataset.secretsCounts} ${ticked} version${ticked > 1 ? "s" : ""}`
+        : none;
+    };
+    button.form.addEventListener("change", count);
+    button.form.querySelector("[data-secrets-select]")?.addEventListener("click", (event) => {
+      event.preventDefault();
+      for (const box of boxes) box.checked = !("newest" in box.dataset);
+      count();
+    });
+    addEventListener("pageshow", count);
+    count();
+  }
+
+  // One click, one change. The button that was clicked is part of what is sent, so it is
+  // disabled afterwards.
   for (const form of document.querySelectorAll(".secrets-form")) {
     form.addEventListener("submit", () => {
-      for (const button of form.querySelectorAll("[type=submit]")) button.disabled = true;
+      setTimeout(() => {
+        for (const button of form.querySelectorAll("[type=submit]")) button.disabled = true;
+      });
     });
   }
 
@@ -76,7 +103,9 @@
     for (const form of document.querySelectorAll("form.secrets-form")) form.reset();
   });
   addEventListener("pageshow", () => {
-    for (const button of document.querySelectorAll(".secrets-form [type=submit]")) {
+    for (const button of document.querySelectorAll(
+      ".secrets-form [type=submit]:not([data-secrets-counts])",
+    )) {
       button.disabled = false;
     }
   });

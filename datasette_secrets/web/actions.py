@@ -128,7 +128,7 @@ async def _destroy(
     }
     asked = sent.all("versions") + sent.all("version")
     if not asked:
-        raise InvalidSecret("Say which versions to destroy")
+        raise InvalidSecret("Select at least one version")
     if not all(type(each) in (int, str) and str(each) in stored for each in asked):
         raise InvalidSecret(f"{name} has no such version")
     versions = list(dict.fromkeys(stored[str(each)] for each in asked))
@@ -182,7 +182,8 @@ async def _confirmation(
     if not history:
         raise InvalidSecret(f"Nothing is stored for {name}")
     rows = history_rows(instance, history)
-    chosen = set(request.args.getlist("version"))
+    asked = sent.all("version") if sent else request.args.getlist("version")
+    chosen = {str(version) for version in asked}
     if request.args.get("old"):
         chosen |= {str(row.of.version) for row in rows if not row.is_newest}
     earlier = next((row for row in rows if str(row.of.version) in chosen), None)

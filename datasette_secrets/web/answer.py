@@ -138,6 +138,11 @@ async def _forbidden(datasette: Datasette, request: Request) -> Response:
 
     message = "Permission denied: this needs manage-secrets"
     if not wants_json(request):
+        if not request.actor:
+            message += (
+                ". You are not signed in. Sign in as an actor who has it, or start "
+                "Datasette with --root and open the link that it prints"
+            )
         for answer in pm.hook.forbidden(
             datasette=datasette, request=request, message=message
         ):
@@ -190,9 +195,10 @@ async def _explain_conflict(datasette: Datasette, error: VersionConflict) -> str
     names = await present.actor_names(datasette, ids)
     who = names.get(error.updated_by or "", error.updated_by or "somebody unknown")
     return (
-        f"Nothing was changed: {error.name} is at version {error.actual}, changed by "
-        f"{who} at {error.updated_at} UTC, and no longer at version {error.expected} as "
-        "it was for you. Look at what is there now before you try again"
+        f"Nothing was changed: {who} saved version {error.actual} of {error.name} at "
+        f"{error.updated_at} UTC while you were editing "
+        f"{f'version {error.expected}' if error.expected else 'a new secret'}. Review "
+        "it, then try again"
     )
 
 

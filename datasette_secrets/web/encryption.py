@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 
-#: What a page re-wraps or upgrades while somebody waits for it; more is for the shell.
+#: What a page rotates or upgrades while somebody waits for it; more is for the shell.
 VERSIONS_MAX = 10_000
 
 
@@ -62,11 +62,11 @@ async def _rotate(datasette: Datasette, request: Request, sent: Body) -> Done:
     if report.problems and not report.clean_up:
         raise Refused(
             409,
-            "Nothing was changed, because not everything can be re-wrapped: "
+            "Nothing was changed, because some versions cannot be rotated: "
             + _problems(report.problems),
         )
     message = (
-        f"{health.count_versions(report.changed)} re-wrapped with master key "
+        f"{health.count_versions(report.changed)} re-encrypted with master key "
         f"{report.primary}"
     )
     content = {"primary": report.primary, "rewrapped": report.changed}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from datasette.utils import tilde_encode
 
-from .. import config, registry, serialize
+from .. import config, listing, registry, serialize
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -44,6 +44,7 @@ class Presenter:
     """What the templates ask about a secret. People's names were looked up at once."""
 
     obtain_url = staticmethod(serialize.obtain_url)
+    is_due = staticmethod(listing.is_due)
     example = registry.EXAMPLE
     labels: Mapping[str, str] = {
         "stored": "Stored",
@@ -53,6 +54,11 @@ class Presenter:
         "destroyed": "Destroyed",
         "needs-upgrade": "Needs upgrade",
         "needs-key": "Master key missing",
+    }
+    outcomes: Mapping[str, str] = {
+        "works": "Works",
+        "rejected": "Rejected",
+        "unknown": "Could not tell",
     }
 
     def __init__(

@@ -136,6 +136,15 @@ class Body:
         """Every value of a field that holds no secret."""
         return list(self._fields.get(name, ()))
 
+    def typed(self, name: str) -> str:
+        """A field to show in the form again; empty where it holds the value."""
+        text = self.first(name)
+        if not isinstance(text, str) or (
+            self.has_value("secret") and self.take_value("secret") in text
+        ):
+            return ""
+        return text
+
     def has_value(self, name: str) -> bool:
         """Whether there is a value to store: in a form, one that is not blank."""
         return self.has(name) and not (self.is_form and not self.take_value(name))

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from datasette.utils.asgi import Request, Response
 
-from .. import database, health, listing, rotation, serialize, service, store
+from .. import config, database, health, listing, rotation, serialize, service, store
 from ..errors import InvalidSecret, VersionConflict
 from ..instance import Instance, get_instance
 from . import present
@@ -45,13 +45,15 @@ async def list_page(datasette: Datasette, request: Request) -> Response:
         return await _list_json(datasette, request)
     instance = get_instance(datasette)
     query = request.args.get("q") or ""
-    after = request.args.get("_next") or None
-    listed = await listing.list_secrets(
-        datasette, contains=query, after=after, limit=PAGE_SIZE + 1, waiting=False
+    state = request.args.get("state") or ""
+    sections = await listing.list_sections(
+        datasette,
+        contains=query,
+        state=state if state in listing.STATES else "",
+        after=request.args.get("_next") or "",
+        size=PAGE_SIZE,
     )
-    waiting = [] if after else await listing.waiting_secrets(datasette, contains=query)
-    more = len(listed) > PAGE_SIZE
-    del listed[PAGE_SIZE:]
+    shown = (*sections.urgent, *sections.others, *sections.removed)
     census = await rotation.census(datasette)
     return await page(
         datasette,
@@ -59,24 +61,25 @@ async def list_page(datasette: Datasette, request: Request) -> Response:
         "list",
         {
             "show": await present.presenter(
-                datasette, [each.newest for each in listed]
+                datasette, [each.newest for each in (*shown, *sections.waiting)]
             ),
-            "listed": listed,
-            "waiting": waiting,
-            "total": await listing.count_secrets(datasette, contains=query),
+            "sections": sections,
             "query": query,
-            "is_first": after is None,
-            "next_url": _with(datasette, q=query, _next=listed[-1].name)
-            if more
-            else None,
-            "first_url": _with(datasette, q=query),
+            "state": state,
+            "previous_url": None
+            if sections.before is None
+            else _with(datasette, q=query, state=state, _next=sections.before),
+            "next_url": sections.after
+            and _with(datasette, q=query, state=state, _next=sections.after),
             "missing_configuration": instance.settings.missing,
+            "is_temporary": database.is_temporary(instance.db),
             "warnings": await _warnings(datasette, instance, census),
             "census": census,
             "keys": health.key_rows(census, instance.settings.sources),
             "to_rewrap": to_rewrap(census),
             "can_rewrap": any(census.counts.get(key_id) for key_id in census.ring[1:]),
             "add_url": datasette.urls.path(f"{LIST}/-/add"),
+            "log_url": datasette.urls.path(f"{LIST}/-/log"),
             "rotate_url": datasette.urls.path(f"{LIST}/-/rotate"),
             "upgrade_url": datasette.urls.path(f"{LIST}/-/upgrade"),
         },
@@ -94,21 +97,16 @@ async def _warnings(
     datasette: Datasette, instance: Instance, census: rotation.Census
 ) -> list[str]:
     warnings = []
-    if database.is_temporary(instance.db):
-        warnings.append(
-            "The database of the secrets is temporary: they are lost when this server "
-            "stops. Start Datasette with --internal and the path of a file, such as "
-            "--internal internal.db."
-        )
     if reason := health.why_read_only(instance):
         warnings.append(reason)
     if instance.settings.ring is not None:
         for key_id in census.missing:
-            versions = census.counts[key_id]
+            count = census.counts[key_id]
+            needs = "needs" if count == 1 else "need"
             warnings.append(
-                f"{health.count_versions(versions)} cannot be read: master key {key_id} is needed "
-                "and not configured. Add it to encryption-key, after the first one, and "
-                "restart; if it is lost, set those secrets anew."
+                f"{health.count_versions(count)} {needs} master key {key_id}, which is "
+                "not configured. Add it to encryption-key after the first key, and "
+                "restart. If it is lost, enter those secrets again."
             )
     return warnings + [
         f"{warning[0].upper()}{warning[1:]}."
@@ -224,6 +222,8 @@ async def _secret_page(
             if history
             else "not-set",
             "expected_version": expected(history),
+            "typed": _typed(sent, note=history[0].note if history else None),
+            "is_temporary": database.is_temporary(instance.db),
             "note_max": service.NOTE_MAX_CHARACTERS,
             "missing_configuration": instance.settings.missing,
             "census": await rotation.census(datasette),
@@ -238,6 +238,20 @@ async def _secret_page(
         },
         status=status,
     )
+
+
+def _typed(sent: Body | None, **stored: object) -> dict[str, str]:
+    """What the form holds: what is stored, or what was sent in vain. Never a value."""
+    if sent is None:
+        return {field: str(text or "") for field, text in stored.items()}
+    typed = {field: sent.typed(field) for field in stored}
+    # A value that was pasted into the wrong field is seldom a good name, or this short.
+    name = typed.get("name", "")
+    if name and not (name.isascii() and name.isidentifier()):
+        typed["name"] = ""
+    if len(typed.get("note", "")) > service.NOTE_MAX_CHARACTERS:
+        typed["note"] = ""
+    return typed
 
 
 def _start_of_page(request: Request, stored: int) -> int:
@@ -294,6 +308,8 @@ async def _add(datasette: Datasette, request: Request, sent: Body) -> Done:
     name = str(sent.first("name") or "").strip()
     if not sent.has_value("secret"):
         raise InvalidSecret("A new secret needs a value")
+    if sent.is_form and not sent.first("allow_twin"):
+        await _check_twin(datasette, name)
     try:
         version = await service.set_value(
             datasette,
@@ -310,8 +326,27 @@ async def _add(datasette: Datasette, request: Request, sent: Body) -> Done:
         {"name": name, "version": version},
         f"Secret {name} added",
         datasette.urls.path(LIST),
-        [],
+        _overridden(datasette, name),
     )
+
+
+async def _check_twin(datasette: Datasette, name: str) -> None:
+    twin = await listing.case_twin(datasette, name)
+    if twin is not None:
+        raise Refused(
+            409,
+            f"Not added: {twin} already exists, and differs only in upper and lower "
+            "case. Plugins read a secret by its exact name. If you want both, say so "
+            "below the name and enter the value again",
+        )
+
+
+def _overridden(datasette: Datasette, name: str) -> list[str]:
+    """The warning after a value was stored that the environment overrides."""
+    if get_instance(datasette).environment_value(name) is None:
+        return []
+    variable = config.ENV_PREFIX + name
+    return [f"Stored, but plugins still read the environment variable {variable}."]
 
 
 async def _add_page(
@@ -328,6 +363,9 @@ async def _add_page(
         request,
         "add",
         {
+            "typed": _typed(sent, name="", note=""),
+            "twin": sent and await listing.case_twin(datasette, sent.typed("name")),
+            "is_temporary": database.is_temporary(instance.db),
             "name_max": service.NAME_MAX_CHARACTERS,
             "note_max": service.NOTE_MAX_CHARACTERS,
             "missing_configuration": instance.settings.missing,
@@ -355,6 +393,9 @@ async def _store(datasette: Datasette, request: Request, name: str, sent: Body) 
     """Store a new value; or with none, change the note."""
     field = "secret" if sent.is_form and sent.has("secret") else "value"
     expected_version = number(sent, "expected_version")
+    warnings = []
+    if sent.is_form and sent.has("expected_note"):
+        await _check_note_unchanged(datasette, name, sent)
     if sent.has_value(field):
         version = await service.set_value(
             datasette,
@@ -365,13 +406,29 @@ async def _store(datasette: Datasette, request: Request, name: str, sent: Body) 
             expected_version=expected_version,
         )
         message = f"Secret {name} {'stored' if version == 1 else 'updated'}"
+        warnings = _overridden(datasette, name)
     else:
         version, message = await _set_note(
             datasette, request, name, sent, expected_version
         )
-    return Done(
-        {"name": name, "version": version}, message, datasette.urls.path(LIST), []
-    )
+    content = {"name": name, "version": version}
+    return Done(content, message, datasette.urls.path(LIST), warnings)
+
+
+async def _check_note_unchanged(datasette: Datasette, name: str, sent: Body) -> None:
+    """Two tabs that change a note: the version is the same in both."""
+    listed = await listing.find_secret(datasette, name)
+    note = str(listed.newest.note or "") if listed and listed.newest else ""
+    # Browsers send other line ends than they were given.
+    if note.split() not in (
+        str(sent.first("expected_note")).split(),
+        str(sent.first("note") or "").split(),
+    ):
+        raise Refused(
+            409,
+            f"Not saved: the note of {name} was changed to “{note}” while you were "
+            "editing it. Review it, then save again",
+        )
 
 
 async def _set_note(
@@ -388,7 +445,10 @@ async def _set_note(
     if listed is None or listed.newest is None:
         raise InvalidSecret(f"{name} needs a value: none is stored yet")
     if sent.is_form and note == (listed.newest.note or ""):
-        return listed.newest.version, f"Nothing changed: no value for {name} was typed"
+        return (
+            listed.newest.version,
+            "Nothing to save: enter a value or change the note",
+        )
     version = await service.set_note(
         datasette,
         name,
