@@ -200,7 +200,7 @@ def is_urgent(listed: Listed) -> bool:
 def is_due(listed: Listed, days: int = DUE_DAYS) -> bool:
     """Whether a secret that can be read has to be renewed within so many days."""
     newest = listed.newest
-    renew_by = getattr(newest, "renew_by", None)
+    renew_by = newest and newest.renew_by
     if listed.state != "stored" or not renew_by:
         return False
     today = datetime.datetime.now(datetime.timezone.utc).date()

@@ -423,15 +423,15 @@ async def names(db: Database) -> set[str]:
 async def unusual_names(db: Database, key_ids: list[str]) -> set[str]:
     """The names that have a version that is not simply stored under one of these keys.
 
-    One that was deleted or destroyed, that 0.x wrote, or that needs another key.
-    Raises DatabaseUnavailable.
+    One that was deleted or destroyed, that 0.x wrote, that needs another key, or that is
+    to be renewed. Raises DatabaseUnavailable.
     """
 
     def unusual_secret_names(conn: sqlite3.Connection) -> set[str]:
         rows = _select(
             conn,
             f"""select distinct name from {TABLE} where typeof(name) = 'text'
-            and (deleted_at is not null or wrapped_key is null
+            and (deleted_at is not null or renew_by is not null or wrapped_key is null
             or encryption_key_name not in (select value from json_each(:key_ids)))""",  # noqa: S608
             {"key_ids": json.dumps(key_ids)},
         )
