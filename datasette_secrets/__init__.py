@@ -28,6 +28,7 @@ The package. A module imports only from those below it, and a folder is one leve
     changes         one path for every change: its transaction, log and events
     schema          the tables and migrations      database    read, write, errors, Reader
     config          settings                       registry    Secret and its hook
+    keyfiles        new keys in the files of a key ring
     events          authors, changes, and what other plugins are told
     envelope        keys and the envelope: all cryptography
     fernet          what datasette-secrets 0.x stored

@@ -82,6 +82,17 @@ def database_name(datasette: Datasette) -> str | None:
     return name if isinstance(name, str) and name not in ("", "_internal") else None
 
 
+def key_files(datasette: Datasette) -> list[str | None]:
+    """The path of each entry of `encryption-key`, newest first; None for one that is no file."""
+    options = _options(datasette) or {}
+    key_option = options.get("encryption-key", options.get("encryption_key"))
+    paths = [
+        entry.get("$file") if isinstance(entry, dict) else None
+        for entry in _entries(key_option)
+    ]
+    return [path if isinstance(path, str) else None for path in paths]
+
+
 def exposed_names(datasette: Datasette) -> list[str]:
     """The names under which the database of the secrets can be browsed.
 

@@ -10,6 +10,7 @@ Each test file is named after what it tests:
     the commands       test_cli_values (set, get, list …) · test_cli_keys (rotate-key …)
                        test_cli_refusals (errors) · test_cli_processes (signals, a server
                        beside a command) · test_cli_residue (what remains in the file)
+                       test_keyfiles (new-key, key-id)
     attacks            test_attacks (a writer of the file) · test_corpus (damaged rows)
                        test_leaks and test_locals (values in logs, errors and tracebacks)
     several at once    test_races · test_concurrency · test_faults (kill, full disk)
@@ -30,6 +31,7 @@ Helpers are in tests/support:
     environments       virtual environments with packages from PyPI
     hunt               how a leak is recognised; forks and watching_plugin serve test_leaks
     faults             one command that fails at its n-th write; fault_shim.c makes it fail
+    keyfile_faults     the same for new keys in key files
     serving            a Datasette that answers real requests, in this process
     traffic            one of several processes that use a database at once
     servers            `datasette serve` processes, and clients that never stop asking

@@ -42,7 +42,7 @@ LAYERS = [
     {"changes"},
     {"rows", "schema"},
     {"database"},
-    {"config", "containment", "registry", "events"},
+    {"config", "containment", "keyfiles", "registry", "events"},
     {"envelope"},
     {"fernet"},
     {"errors"},

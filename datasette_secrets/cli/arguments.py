@@ -11,6 +11,11 @@ from typing import Any
 
 import click
 
+from ..errors import SecretsError, printable
+
+#: Where a context keeps the options that were given and lead to the database.
+GIVEN = "datasette-secrets.given"
+
 
 class Refused(click.UsageError):
     """Says what is wrong with a command line, and nothing of what was typed."""
@@ -60,6 +65,12 @@ class Command(click.Command):
         except click.UsageError as error:
             ctx.close()  # files that were opened for options, which Click leaves open here
             raise discreet(error, "There are too many arguments", ctx) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SecretsError as error:
+            raise click.ClickException(printable(error)) from None
 
 
 class Misuse(click.ClickException):

@@ -2,8 +2,8 @@
 
 Results go to stdout, everything else to stderr. Exit code 0: all is well; 1: something is
 wrong, said in one sentence; 2: bad usage; 3: done, and something is left that the message
-names. Neither a key nor a value comes from the command
-line, which other users and the shell's history can see.
+names. Neither a key nor a value comes from the command line, which other users and the
+shell's history can see.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from . import changes, keys, reads
 
 COMMANDS = (
     keys.generate_encryption_key,
+    keys.new_key,
+    keys.key_id,
     keys.rotate_key,
     keys.upgrade,
     keys.status,

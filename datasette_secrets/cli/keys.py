@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .. import health, rotation, schema, serialize, store
+from .. import config, health, keyfiles, rotation, schema, serialize, store
 from .. import upgrade as upgrading
 from ..database import journal_mode
 from ..envelope import generate_master_key
 from ..errors import printable
 from ..instance import get_instance
 from . import arguments, output, prompt
-from .arguments import Command
+from .arguments import Command, Misuse
 from .serve import DatabaseCommand
 
 if TYPE_CHECKING:
@@ -39,6 +39,63 @@ def generate_encryption_key() -> None:
     problem = output.print_value(generate_master_key())
     if problem:
         raise click.ClickException(f"No key: {problem}")
+
+
+class _NewKeyCommand(DatabaseCommand):
+    async def check(self, datasette: Datasette) -> None:
+        """Make the second file if it is missing, without which no key ring can be read."""
+        keyfiles.make_second(config.key_files(datasette))
+        await super().check(datasette)
+
+
+@click.command(cls=_NewKeyCommand)
+@click.option(
+    "--second", is_flag=True, help="Put the new key into the second file (step 1 of 2)"
+)
+@click.option(
+    "--swap", is_flag=True, help="Exchange the keys of the two files (step 2 of 2)"
+)
+async def new_key(datasette: Datasette, second: bool, swap: bool) -> None:
+    """Put a new master key into the key files
+
+    The first two entries of encryption-key must be files. The current key moves to the
+    second file, and a new key goes into the first. With several servers, take two steps
+    and restart every server after each: --second, then --swap. No key is ever deleted.
+
+    \b
+        datasette secrets new-key -c datasette.yaml --internal internal.db
+    """
+
+    if second and swap:
+        raise Misuse("--second and --swap are two steps: restart every server between")
+    how = "second" if second else "swap" if swap else "new"
+    census = await rotation.census(datasette)
+    if census.legacy:
+        raise click.ClickException(
+            f"Nothing was changed: datasette-secrets 0.x stored "
+            f"{output.count(census.legacy, 'version')}. Run 'datasette secrets upgrade' "
+            "first"
+        )
+    done = keyfiles.replace(config.key_files(datasette), how, set(census.counts))
+    output.print_new_key(done, how)
+
+
+@click.command(cls=Command)
+@click.argument("file", metavar="FILE")
+def key_id(file: str) -> None:
+    """Print the key ID of each master key in FILE
+
+    FILE may be - for stdin. The keys themselves are never printed.
+
+    \b
+        datasette secrets key-id master.key
+    """
+
+    found = keyfiles.key_ids(prompt.read_text(file))
+    if not found:
+        raise click.ClickException("There is no key in it")
+    for each in found:
+        click.echo(each)
 
 
 @click.command(cls=DatabaseCommand)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ import click
 
 from .. import health, serialize
 from ..errors import printable
+from .arguments import GIVEN
 
 if TYPE_CHECKING:
-    from .. import database, listing, rotation, store, upgrade
+    from .. import database, keyfiles, listing, rotation, store, upgrade
     from ..instance import Instance
 
 
@@ -132,6 +134,43 @@ def print_upgrade(report: upgrade.Upgrade) -> None:
     else:
         click.echo(f"Brought in {report.changed:,} of {found}")
     print_problems(report.problems)
+
+
+_NEXT = {
+    "new": """\
+Next, for one server (for several, see new-key --second in the help):
+  1. Copy {first} to a safe place, apart from the database
+  2. Restart the server
+  3. datasette secrets rotate-key {options}
+  4. datasette secrets status {options}""",
+    "second": """\
+Next, since there are several servers:
+  1. Copy {second} to a safe place, apart from the database
+  2. Copy it to every server as well, and restart all of them
+  3. datasette secrets new-key --swap {options}""",
+    "swap": """\
+Next, since there are several servers:
+  1. Copy both files to every server, and restart all of them
+  2. datasette secrets rotate-key {options}
+  3. datasette secrets status {options}""",
+}
+
+
+def print_new_key(done: keyfiles.Replaced, how: str) -> None:
+    click.echo(f"First:  master key {done.first_id}, in {printable(done.first)}")
+    click.echo(f"Second: master key {done.second_id}, in {printable(done.second)}")
+    if done.kept:
+        click.echo(
+            f"No row needs the key that was there. It is kept in {printable(done.kept)}, "
+            "since backups may need it"
+        )
+    options = click.get_current_context().meta[GIVEN]
+    quoted = {name: shlex.quote(path) for name, path in vars(done).items() if path}
+    click.echo(printable_lines(_NEXT[how].format(**quoted, options=options)))
+
+
+def printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def print_list(listed: list[listing.Listed]) -> None:

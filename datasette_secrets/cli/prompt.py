@@ -88,7 +88,7 @@ def read_value(name: str, value_file: str | None) -> str:
         if typed is None:
             raise click.Abort
         return typed
-    text = _read(value_file or "-").decode("utf-8", "surrogateescape")
+    text = read_text(value_file or "-")
     if text.endswith("\n"):
         return text[: -2 if text.endswith("\r\n") else -1]
     return text
@@ -126,13 +126,13 @@ def _is_start_of_pem(text: str) -> bool:
     return text.startswith("-----BEGIN ") and "-----END " not in text
 
 
-def _read(path: str) -> bytes:
-    """The bytes of the file, `-` being stdin."""
+def read_text(path: str) -> str:
+    """What is in the file, `-` being stdin. What is no UTF-8 becomes surrogates."""
     if path == "-" and sys.stdin is None:
         raise click.ClickException("There is nothing to read: stdin is closed")
     try:
         with click.open_file(path, "rb") as file:
-            return bytes(file.read())
+            return bytes(file.read()).decode("utf-8", "surrogateescape")
     except OSError as error:
         raise click.ClickException(
             f"The file cannot be read: {error.strerror or 'it is unreadable'}"
@@ -169,7 +169,7 @@ def read_env(path: str, is_master_key: Callable[[str], bool]) -> EnvFile | str:
     is interpolated. Of a name that is given twice the last value counts, and a name
     begins after `DATASETTE_SECRETS_`. One line that is wrong refuses the file.
     """
-    text = _read(path).decode("utf-8", "surrogateescape")
+    text = read_text(path)
     return _parse(text.removeprefix("\ufeff"), is_master_key)
 
 

@@ -13,6 +13,7 @@ import asyncio
 import copy
 import errno
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -22,13 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
+from click.core import ParameterSource
 from datasette.cli import cli
 from datasette.utils import BadMetadataError
 
 from .. import database
 from ..errors import SecretsError, printable
 from ..instance import get_instance
-from .arguments import Command, Misuse
+from .arguments import GIVEN, Command, Misuse
 from .output import give_up_stdout, is_terminal
 
 if TYPE_CHECKING:
@@ -94,11 +96,12 @@ class DatabaseCommand(Command):
             for name in self._serve_options or ()
             if name in ctx.params
         }
+        ctx.meta[GIVEN] = _given(ctx, options)
         run = cast(Callable[..., Coroutine[Any, Any, None]], self.callback)
         try:
             datasette = self._build(ctx, options)
             with _closing(datasette) as loop:
-                loop.run_until_complete(_require_lasting_database(datasette))
+                loop.run_until_complete(self.check(datasette))
                 loop.run_until_complete(run(datasette, **ctx.params))
         except KeyboardInterrupt:
             if is_terminal(sys.stderr):
@@ -138,6 +141,17 @@ class DatabaseCommand(Command):
             ) from None
         return datasette
 
+    async def check(self, datasette: Datasette) -> None:
+        """Refuse settings that cannot be used, and a database that does not last.
+
+        One that cannot be read is refused here, too: at the first write, Datasette would
+        print a line of its own about it.
+        """
+        instance = get_instance(datasette)
+        if database.is_temporary(instance.db):
+            _refuse_temporary()
+        await database.journal_mode(instance.db)
+
     def _check_files(self, files: Sequence[str], create: bool) -> None:
         for file in files:
             if os.path.exists(file):
@@ -150,6 +164,24 @@ class DatabaseCommand(Command):
                     f"{', '.join(_NEW_DATABASES)}, and one of the FILES that does not "
                     f"exist has another name: {self.missing_file}"
                 )
+
+
+def _given(ctx: click.Context, options: dict[str, Any]) -> str:
+    """The options that were typed and lead to the database, to be typed again."""
+    words: list[str] = []
+    for name, option in (
+        ("config", "-c"),
+        ("internal", "--internal"),
+        ("plugins_dir", "--plugins-dir"),
+    ):
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            value = options[name]
+            words += [option, str(getattr(value, "name", value))]
+    for name, value in options.get("settings") or ():
+        # A key may have been given as a setting.
+        shown = "…" if "encryption" in name else value
+        words += ["-s", name, shown]
+    return shlex.join([*(options.get("files") or ()), *words])
 
 
 def _serve_params() -> list[click.Parameter]:
@@ -186,18 +218,6 @@ def _check_internal(path: str | None, create: bool) -> None:
         )
     if not Path(path).absolute().parent.is_dir():
         raise Misuse("--internal names a file in a folder that does not exist")
-
-
-async def _require_lasting_database(datasette: Datasette) -> None:
-    """Refuse settings that cannot be used, and a database that does not last.
-
-    One that cannot be read is refused here, too: at the first write, Datasette would
-    print a line of its own about it.
-    """
-    instance = get_instance(datasette)
-    if database.is_temporary(instance.db):
-        _refuse_temporary()
-    await database.journal_mode(instance.db)
 
 
 def _refuse_temporary() -> NoReturn:

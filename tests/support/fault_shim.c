@@ -2,7 +2,7 @@
  *
  * Loaded with LD_PRELOAD; armed from Python through ctypes, or for a whole program by the
  * variables FAULT_PREFIX, FAULT_AT and FAULT_MODE. What counts as a change is a
- * call that writes, syncs, truncates or unlinks a file whose path begins with a prefix:
+ * call that writes, syncs, truncates, renames or unlinks a file whose path begins with a prefix:
  * a database with its journal, write-ahead log and shared memory. The clock on the wall
  * can be moved as well.
  */
@@ -134,6 +134,11 @@ int ftruncate64(int fd, off64_t length) {
 int unlink(const char *path) {
     REAL(unlink);
     CHANGES(is_ours(path), real(path));
+}
+
+int rename(const char *from, const char *to) {
+    REAL(rename);
+    CHANGES(is_ours(to), real(from, to));
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now) {

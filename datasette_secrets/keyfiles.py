@@ -1,0 +1,288 @@
+"""Puts a new master key into the files of a key ring, and never loses one.
+
+A file is replaced by a new one, which is synced and renamed over it. Whenever this is
+killed, every key that rows need is in one of the two files, and the next run finishes.
+What is not a regular file is refused, and a key that leaves the ring is kept beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from .envelope import MasterKey, generate_master_key
+from .errors import InvalidMasterKey, NotConfigured, without_frames
+
+_READ_MAX = 65_536
+
+
+@dataclass(frozen=True)
+class _KeyFile:
+    """A file of a key ring as it was when it was read. `key_id`: empty without a key."""
+
+    path: str
+    text: str = field(repr=False)
+    key_id: str
+    status: os.stat_result = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """The files of a ring after a change, the key ID in each, and where a key was kept."""
+
+    first: str
+    first_id: str
+    second: str
+    second_id: str
+    kept: str | None = None
+
+
+@without_frames
+def key_ids(text: str) -> list[str]:
+    """The key IDs of the keys in `text`, separated by white space or commas."""
+    found = []
+    for number, each in enumerate(text.replace(",", " ").split(), 1):
+        try:
+            found.append(MasterKey.parse(each).id)
+        except InvalidMasterKey as error:
+            raise InvalidMasterKey(f"Key {number} cannot be used: {error}") from None
+    return found
+
+
+def make_second(paths: Sequence[str | None]) -> None:
+    """Make the second file of the ring, empty, if that alone is missing."""
+    if None in paths[:2] or len(paths) < 2:
+        return
+    first, second = _resolved(paths)
+    if os.path.isfile(first) and not os.path.lexists(second):
+        with _explained(second, "created"):
+            os.close(_create(second, os.stat(first)))
+
+
+@without_frames
+def replace(paths: Sequence[str | None], how: str, needed: Collection[str]) -> Replaced:
+    """Change the keys in the first two files of a key ring.
+
+    `how`: `new` puts a new key into the first file and its key into the second; `second`
+    puts a new key into the second; `swap` exchanges the two. `needed`: the IDs of the keys
+    that rows need. Raises NotConfigured; every key is then where it was, or the same call
+    finishes what was begun.
+    """
+    first, second = _resolved(paths)
+    with _locked({os.path.dirname(first), os.path.dirname(second)}):
+        one, two = _read(first), _read(second)
+        begun = _leftover(first)
+        if begun and one.key_id == two.key_id:
+            if how == "second":
+                raise NotConfigured(
+                    "An earlier exchange of keys was interrupted. Finish it with "
+                    "'datasette secrets new-key --swap'"
+                )
+            _commit(first)
+            return _read_back(first, begun.key_id, second, two.key_id)
+        _check(one, two, how, needed)
+        for path, left in ((first, begun), (second, _leftover(second))):
+            if left and left.key_id not in (one.key_id, two.key_id):
+                _keep(left, path)
+        return _replace(one, two, how)
+
+
+def _replace(one: _KeyFile, two: _KeyFile, how: str) -> Replaced:
+    new = two.text if how == "swap" else generate_master_key()
+    new_id = MasterKey.parse(new).id
+    kept = None
+    try:
+        if how == "second":
+            _stage(two.path, new, two.status)
+        else:
+            _stage(one.path, new, one.status)
+            _stage(two.path, one.text, two.status)
+        if how != "swap" and two.key_id not in ("", one.key_id):
+            kept = _keep(two, two.path)
+    except NotConfigured:
+        for path in (one.path, two.path):
+            with contextlib.suppress(OSError):
+                os.unlink(_temporary(path))
+        raise
+    _commit(two.path)
+    if how == "second":
+        return _read_back(one.path, one.key_id, two.path, new_id, kept)
+    # From here on both files hold the key that was first, and the next run goes on here.
+    _commit(one.path)
+    return _read_back(one.path, new_id, two.path, one.key_id, kept)
+
+
+def _resolved(paths: Sequence[str | None]) -> tuple[str, str]:
+    if len(paths) < 2 or paths[0] is None or paths[1] is None:
+        raise NotConfigured(
+            "new-key needs two files as the first entries of encryption-key: "
+            "'- $file: master.key' and '- $file: old-master.key'"
+        )
+    first, second = os.path.realpath(paths[0]), os.path.realpath(paths[1])
+    if first == second or (os.path.exists(second) and os.path.samefile(first, second)):
+        raise NotConfigured(f"Both entries of encryption-key are one file: {first}")
+    return first, second
+
+
+def _check(one: _KeyFile, two: _KeyFile, how: str, needed: Collection[str]) -> None:
+    if not one.key_id:
+        raise NotConfigured(
+            f"{one.path} is empty: make a first key with "
+            "'datasette secrets generate-encryption-key'"
+        )
+    if two.key_id != one.key_id and two.key_id in needed:
+        raise NotConfigured(
+            f"Nothing was changed: {two.path} holds master key {two.key_id}, which "
+            "stored versions need. Restart every server, run 'datasette secrets "
+            "rotate-key', and then try again"
+        )
+    if how == "swap" and two.key_id in ("", one.key_id):
+        raise NotConfigured(
+            f"{two.path} holds no new key: put one there with 'datasette secrets new-key "
+            "--second', and restart every server"
+        )
+
+
+def _read(path: str) -> _KeyFile:
+    """What is in the file. Raises NotConfigured for anything but a file with one key."""
+    with _explained(path, "read"):
+        # Without O_NONBLOCK, opening a FIFO would wait for somebody to write into it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise NotConfigured(f"{path} is not a regular file")
+            text = file.read(_READ_MAX).decode("ascii", "replace").strip()
+    try:
+        key_id = MasterKey.parse(text).id if text else ""
+    except InvalidMasterKey as error:
+        raise NotConfigured(f"{path} is not a master key: {error}") from None
+    return _KeyFile(path, text, key_id, status)
+
+
+def _leftover(path: str) -> _KeyFile | None:
+    """The key that a killed run was about to put into `path`, if it is whole."""
+    try:
+        file = _read(_temporary(path))
+    except NotConfigured:
+        return None
+    return file if file.key_id else None
+
+
+def _read_back(
+    first: str, first_id: str, second: str, second_id: str, kept: str | None = None
+) -> Replaced:
+    if (_read(first).key_id, _read(second).key_id) != (first_id, second_id):
+        raise NotConfigured(
+            f"{first} and {second} do not hold what was written into them: look at both "
+            "with 'datasette secrets key-id'"
+        )
+    return Replaced(first, first_id, second, second_id, kept)
+
+
+def _keep(file: _KeyFile, path: str) -> str:
+    """Keep the key of this file as `PATH.KEYID`."""
+    kept = f"{path}.{file.key_id}"
+    if os.path.lexists(kept):
+        if _read(kept).key_id == file.key_id:
+            return kept
+        raise NotConfigured(f"{kept} holds another key: move it away")
+    _stage(kept, file.text, file.status)
+    _commit(kept)
+    return kept
+
+
+def _temporary(path: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.datasette-secrets")
+
+
+def _stage(path: str, text: str, like: os.stat_result) -> None:
+    """Write what is to replace `path` to a file beside it, and sync it."""
+    with _explained(path):
+        # What an earlier run left, which is torn, or a key that is kept elsewhere.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_temporary(path))
+        with open(_create(_temporary(path), like), "wb") as file:
+            file.write(text.encode("ascii") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(path)
+
+
+def _create(path: str, like: os.stat_result) -> int:
+    """Open a new file for writing, for the owner and the group of another one."""
+    descriptor = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600
+    )
+    try:
+        mine = os.fstat(descriptor)
+        if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):
+            _give(descriptor, path, like)
+        # 0640 was chosen, by somebody whose server reads as the group. 0644 was not.
+        if like.st_mode & 0o044 == 0o040:
+            os.fchmod(descriptor, 0o640)
+    except BaseException:
+        os.close(descriptor)
+        os.unlink(path)
+        raise
+    return descriptor
+
+
+def _give(descriptor: int, path: str, like: os.stat_result) -> None:
+    try:
+        os.fchown(descriptor, like.st_uid, like.st_gid)
+    except PermissionError:
+        folder = os.path.dirname(path)
+        raise NotConfigured(
+            f"Nothing was changed: a key file in {folder} belongs to another user or "
+            "group. Run this as that user, or as root"
+        ) from None
+
+
+def _commit(path: str) -> None:
+    with _explained(path):
+        os.replace(_temporary(path), path)
+        _sync_folder(path)
+
+
+def _sync_folder(path: str) -> None:
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _explained(path: str, verb: str = "replaced") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or "it is unknown why"
+        raise NotConfigured(f"{path} cannot be {verb}: {reason}") from None
+
+
+@contextmanager
+def _locked(folders: Collection[str]) -> Iterator[None]:
+    """Refuse a second run in the same folders. Ends with the process."""
+    try:
+        import fcntl
+    except ImportError:
+        raise NotConfigured("new-key needs a POSIX system") from None
+    with contextlib.ExitStack() as opened:
+        for folder in sorted(folders):
+            with _explained(folder, "locked"):
+                descriptor = os.open(folder, os.O_RDONLY)
+                opened.callback(os.close, descriptor)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise NotConfigured(
+                        f"Nothing was changed: another new-key is at work in {folder}"
+                    ) from None
+        yield
