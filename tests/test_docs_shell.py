@@ -82,7 +82,9 @@ def test_every_json_shape_stands_on_the_page(name: str) -> None:
 # Datasette's own options
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name[:3] != "gen"])
+@pytest.mark.parametrize(
+    "name", sorted({*NAMES} - {"generate-encryption-key", "key-id"})
+)
 def test_every_command_takes_what_serve_takes(name: str) -> None:
     from datasette.cli import cli
 
@@ -148,6 +150,7 @@ def test_datasette_help_loads_no_command_and_nothing_behind_them() -> None:
         "datasette_secrets.errors",
         "datasette_secrets.cli",
         "datasette_secrets.cli.arguments",
+        "datasette_secrets.containment",
         "datasette_secrets.registry",
     }
     assert theirs == ""
