@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import database, schema
 from .events import Author, Change
@@ -171,3 +171,148 @@ async def record(db: Database, author: Author, change: Change) -> None:
         changing.read_back()
 
     await database.write(db, record_change)
+
+
+class Entry(NamedTuple):
+    """A row of the log. `detail`: empty where there is none, or none that is JSON."""
+
+    id: int
+    at: str
+    actor_id: str | None
+    via: str
+    action: str
+    name: str | None
+    version: int | None
+    detail: dict[str, Any]
+
+
+_ENTRY = "id, at, actor_id, via, action, name, version, detail"
+
+
+async def entries(
+    db: Database,
+    *,
+    name: str | None = None,
+    before: int | None = None,
+    limit: int = -1,
+) -> list[Entry]:
+    """The log, newest first.
+
+    `name`: only what was done to this secret. `before`: only what is older than the row
+    of this id. Raises DatabaseUnavailable.
+    """
+    of_name = "" if name is None else "name = :name and"
+    return await _select(
+        db,
+        f"""select {_ENTRY} from {schema.LOG} where {of_name} id <= :last
+        order by id desc limit :limit""",  # noqa: S608
+        {
+            "name": name,
+            "last": 2**63 - 1 if before is None else before - 1,
+            "limit": limit,
+        },
+    )
+
+
+async def _select(
+    db: Database, sql: str, parameters: Mapping[str, object]
+) -> list[Entry]:
+    def read_log_of_secrets(conn: sqlite3.Connection) -> list[Entry]:
+        try:
+            rows = conn.execute(sql, parameters).fetchall()
+        except sqlite3.OperationalError as error:
+            if not str(error).startswith("no such table"):
+                raise
+            return []
+        return [Entry._make([*row[:-1], _detail(row[-1])]) for row in map(tuple, rows)]
+
+    return await database.read(db, read_log_of_secrets)
+
+
+def _detail(text: object) -> dict[str, Any]:
+    try:
+        detail = json.loads(str(text))
+    except ValueError:
+        return {}
+    return detail if isinstance(detail, dict) else {}
+
+
+class Checked(NamedTuple):
+    """What the newest check of a secret said: of which version, when, with what outcome."""
+
+    version: int | None
+    at: str
+    outcome: str
+
+
+async def newest_checks(db: Database, names: list[str]) -> dict[str, Checked]:
+    """The newest check of each of these secrets since its value was set.
+
+    Not of a value that was rejected before it was stored. Raises DatabaseUnavailable.
+    """
+    newest = f"""select id from {schema.LOG} where name = value and action = :{{}}
+        and version is not null and id > {{}} order by id desc limit 1"""  # noqa: S608
+    set_at = newest.format("set", "0")
+    checked = newest.format("check", f"coalesce(({set_at}), 0)")
+    found = await _select(
+        db,
+        f"""select {_ENTRY} from {schema.LOG}
+        where id in (select ({checked}) from json_each(:names))""",  # noqa: S608
+        {"names": json.dumps(names), "set": "set-secret", "check": "check-secret"},
+    )
+    return {
+        str(entry.name): Checked(
+            entry.version, entry.at, str(entry.detail.get("outcome"))
+        )
+        for entry in found
+    }
+
+
+class Past(NamedTuple):
+    """What the log says about the versions of a secret, each by its number.
+
+    `rolled_back_from`: the version whose value it has. `destroyed`: the row of the log.
+    """
+
+    rolled_back_from: dict[int, int]
+    destroyed: dict[object, Entry]
+
+    def copies(self, version: object) -> list[int]:
+        """The other versions that are known to have the same value."""
+        origins = self.rolled_back_from
+
+        def origin(number: Any) -> object:
+            # Each step goes to a lower number, whatever somebody has written to the log.
+            while origins.get(number, number) < number:
+                number = origins[number]
+            return number
+
+        known = {*origins, *origins.values()} - {version}
+        return sorted(each for each in known if origin(each) == origin(version))
+
+
+async def past(db: Database, name: str) -> Past:
+    """What the log says about the versions of a secret. Raises DatabaseUnavailable."""
+    found = await _select(
+        db,
+        f"""select {_ENTRY} from {schema.LOG} where name = :name
+        and (action = :destroy or (action = :set and instr(detail, :rolled_back)))
+        order by id""",  # noqa: S608
+        {
+            "name": name,
+            "destroy": "destroy-secret",
+            "set": "set-secret",
+            "rolled_back": "rolled_back_from",
+        },
+    )
+    rolled_back_from: dict[int, int] = {}
+    destroyed: dict[object, Entry] = {}
+    for entry in found:
+        origin = entry.detail.get("rolled_back_from")
+        if type(origin) is int and type(entry.version) is int:
+            rolled_back_from[entry.version] = origin
+        versions = entry.detail.get("versions")
+        for version in versions if isinstance(versions, list) else ():
+            if isinstance(version, (int, str)):
+                destroyed[version] = entry
+    return Past(rolled_back_from, destroyed)

@@ -58,10 +58,11 @@ class Version(NamedTuple):
 
 
 class LastUse(NamedTuple):
-    """When a secret was last used, whichever of its versions, and by which actor."""
+    """When a secret was last used and by which actor; `version` is the one that was."""
 
     at: str | None = None
     by: str | None = None
+    version: object = None
 
 
 class KeyCount(NamedTuple):

@@ -7,6 +7,7 @@ for something that can: with `rich` installed, Datasette prints locals.
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ NOTE_MAX_CHARACTERS = 100
 
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")
 
 
 async def get_secret(
@@ -90,12 +94,17 @@ async def set_secret(
     note: str | None = None,
     actor_id: str | None = None,
     expected_version: int | None = None,
+    renew_by: str | None = None,
+    keep: int | None = None,
 ) -> int:
     """Store a new version of a secret and return its number: 1, 2, 3 …
 
     `value`: 1 to 65,536 bytes of UTF-8 with no NUL. `note`: up to 100 characters for
     people; None keeps the one before. `expected_version`: the newest version that the
-    caller knows of, 0 for none; None not to check.
+    caller knows of, 0 for none; None not to check. `renew_by`: `YYYY-MM-DD`, the day by
+    which people should store another value; None for no day. `keep`: how many versions
+    to keep, 2 or more, for credentials that a plugin stores itself; older ones are
+    removed with their records. None keeps all.
 
     Raises InvalidSecret, VersionConflict, NotConfigured and DatabaseUnavailable; nothing
     is then stored.
@@ -107,6 +116,8 @@ async def set_secret(
         note=note,
         author=_plugin(actor_id),
         expected_version=expected_version,
+        renew_by=renew_by,
+        keep=keep,
     )
     del value
     return await stored
@@ -156,15 +167,22 @@ def _plugin(actor_id: object) -> Author:
 async def set_value(
     datasette: Datasette,
     name: str,
-    value: str,
+    value: str | envelope.Plaintext,
     *,
     note: str | None = None,
     author: Author = NOBODY,
     expected_version: int | None = None,
+    renew_by: str | None = None,
+    keep: int | None = None,
+    checked: str | None = None,
 ) -> int:
-    """`set_secret`, by any author."""
+    """`set_secret`, by any author. `checked`: the outcome if the value was checked before."""
     try:
-        plaintext = envelope.Plaintext.parse(value)
+        plaintext = (
+            value
+            if isinstance(value, envelope.Plaintext)
+            else envelope.Plaintext.parse(value)
+        )
     except InvalidSecret as error:
         raise InvalidSecret(f"The value of {name} cannot be stored: {error}") from None
     finally:
@@ -172,6 +190,9 @@ async def set_value(
     instance = get_instance(datasette)
     await _check_name(datasette, instance, name)
     _check_note(note)
+    _check_renew_by(renew_by)
+    if keep is not None and (type(keep) is not int or keep < 2):
+        raise InvalidSecret("keep is a number of versions, 2 or more")
     ring = instance.settings.require_ring()
     _check_holds_no_key(name, plaintext, ring)
 
@@ -180,9 +201,19 @@ async def set_value(
 
     def insert_secret_version(changing: Changing) -> tuple[int, list[Change]]:
         version = store.insert_version(
-            changing, name, seal, note=note, expected_version=expected_version
+            changing,
+            name,
+            seal,
+            note=note,
+            renew_by=renew_by,
+            expected_version=expected_version,
         )
-        return version, [Change("set-secret", name, version)]
+        pruned = store.prune(changing, name, keep) if keep else []
+        detail = {"pruned": pruned} if pruned else None
+        made = [Change("set-secret", name, version, detail)]
+        if checked is not None:
+            made.append(Change("check-secret", name, version, {"outcome": checked}))
+        return version, made
 
     return await changes.make(datasette, instance.db, author, insert_secret_version)
 
@@ -277,6 +308,48 @@ async def set_note(
         return version, [Change("set-note", name, version)]
 
     return await changes.make(datasette, instance.db, author, set_secret_note)
+
+
+async def set_renew_by(
+    datasette: Datasette,
+    name: str,
+    renew_by: str | None,
+    *,
+    author: Author = NOBODY,
+    expected_version: int | None = None,
+) -> int:
+    """Change or clear the day by which to renew the newest version; returns its number.
+
+    Raises InvalidSecret, VersionConflict and DatabaseUnavailable.
+    """
+    instance = get_instance(datasette)
+    _check_renew_by(renew_by)
+
+    def set_secret_renew_by(changing: Changing) -> tuple[int, list[Change]]:
+        version = store.update_newest(
+            changing, name, {"renew_by": renew_by}, expected_version=expected_version
+        )
+        change = Change("set-renew-by", name, version, {"renew_by": renew_by})
+        return version, [change]
+
+    return await changes.make(datasette, instance.db, author, set_secret_renew_by)
+
+
+async def log_read(
+    datasette: Datasette, name: str, version: int | None, *, author: Author
+) -> None:
+    """Log that a person was shown a stored value; `version` None for the newest.
+
+    Logs nothing where the value came from the environment. Raises DatabaseUnavailable.
+    """
+    instance = get_instance(datasette)
+    if version is None:
+        if instance.environment_value(name) is not None:
+            return
+        newest = await store.newest_version(instance.reader, name)
+        version = newest and newest.version
+    change = Change("get-secret", name, version)
+    await changes.record(instance.db, author, change)
 
 
 async def delete(
@@ -487,6 +560,19 @@ def _check_note(note: object) -> None:
         )
     if "\0" in note or any("\ud800" <= character <= "\udfff" for character in note):
         raise InvalidSecret("A note is valid UTF-8 without NUL")
+
+
+def _check_renew_by(renew_by: object) -> None:
+    if renew_by is None:
+        return
+    try:
+        if not isinstance(renew_by, str) or not _DATE.match(renew_by):
+            raise ValueError
+        datetime.date.fromisoformat(renew_by)
+    except ValueError:
+        raise InvalidSecret(
+            "A date to renew by is YYYY-MM-DD, and one that exists"
+        ) from None
 
 
 def _id(actor_id: object) -> str | None:

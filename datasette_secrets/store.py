@@ -290,6 +290,17 @@ def destroy(
     return destroyed
 
 
+def prune(changing: Changing, name: str, keep: int) -> list[object]:
+    """Remove all but the `keep` newest versions with their records; returns those."""
+    rows = changing.conn.execute(
+        f"""select id, version from {TABLE} where name = :name
+        order by version desc, id limit -1 offset :keep""",  # noqa: S608
+        {"name": name, "keep": keep},
+    ).fetchall()
+    changing.delete(TABLE, [row_id for row_id, _ in rows])
+    return [version for _, version in rows]
+
+
 def destroy_row(changing: Changing, row_id: int) -> tuple[str, object]:
     """Remove the value of one row for good; returns what it has for name and version.
 
@@ -467,11 +478,11 @@ async def last_uses(db: Database, names: list[str]) -> dict[str, LastUse]:
         # Beside max(), SQLite takes the other columns from the row that has it.
         rows = _select(
             conn,
-            f"select name, max(last_used_at), last_used_by from {TABLE} "  # noqa: S608
-            f"where name in {_NAMES} and last_used_at is not null group by name",
+            f"""select name, max(last_used_at), last_used_by, version from {TABLE}
+            where name in {_NAMES} and last_used_at is not null group by name""",  # noqa: S608
             {"names": json.dumps(names)},
         )
-        return {name: LastUse(at, by) for name, at, by in rows}
+        return {name: LastUse(*used) for name, *used in rows}
 
     return await read(db, last_uses_of_secrets)
 

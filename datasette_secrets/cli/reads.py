@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from .. import listing, serialize, service, store
-from ..errors import printable
+from ..errors import DatabaseUnavailable, printable
+from ..events import Author
 from ..instance import get_instance, stop
 from . import arguments, output
 from .arguments import VersionNumber
@@ -91,6 +92,10 @@ async def get(datasette: Datasette, name: str, version: int | None, actor: str) 
     await stop(datasette)
     if problem:
         raise click.ClickException(f"No value of {printable(name)}: {problem}")
+    try:
+        await service.log_read(datasette, name, version, author=Author(actor, "shell"))
+    except DatabaseUnavailable as error:
+        output.warn(f"This read was not logged. {error}")
 
 
 async def require_history(datasette: Datasette, name: str) -> list[store.Version]:

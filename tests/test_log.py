@@ -1,0 +1,515 @@
+"""The change log: one row for each change, written with it, from every door."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeDatasette
+from datasette.app import Datasette
+from support import decoder
+from support.console import Console
+
+from datasette_secrets import (
+    DatabaseUnavailable,
+    InvalidSecret,
+    VersionConflict,
+    changes,
+    delete_secret,
+    get_secret,
+    restore_secret,
+    service,
+    set_secret,
+    store,
+)
+from datasette_secrets.events import Author, Change
+from datasette_secrets.instance import get_instance
+
+NAME = "API_KEY"
+VALUE = "sk-live-4f9c0d1e"
+
+Row = dict[str, Any]
+
+
+def log(path: str | Path) -> list[Row]:
+    """The rows of the log as they stand in the file, oldest first, without their time."""
+    with closing(sqlite3.connect(path)) as conn:
+        conn.row_factory = sqlite3.Row
+        rows = [
+            dict(row)
+            for row in conn.execute(
+                "select actor_id, via, action, name, version, detail, at "
+                "from datasette_secrets_log order by id"
+            )
+        ]
+    for row in rows:
+        assert len(row.pop("at")) == len("2026-01-01 00:00:00")
+        row["detail"] = row["detail"] and json.loads(row["detail"])
+    return rows
+
+
+def alter(path: str | Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path)) as conn, conn:
+        for statement in statements:
+            conn.execute(statement)
+
+
+def snapshot(path: str | Path) -> list[tuple[Any, ...]]:
+    """Every row of the secrets, whole."""
+    return [tuple(row.values()) for row in decoder.rows(str(path))]
+
+
+# Every action from every door.
+
+#: What brings a secret with two versions into the state that the action needs.
+PREPARE = {"restore-secret": delete_secret}
+
+#: What each action writes: the version and the detail.
+WRITTEN: dict[str, tuple[int | None, Any]] = {
+    "set-secret": (3, None),
+    "set-note": (2, None),
+    "delete-secret": (2, None),
+    "restore-secret": (2, None),
+    "roll back": (3, {"rolled_back_from": 1}),
+    "destroy-secret": (1, {"versions": [1]}),
+    "get-secret": (2, None),
+}
+
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "set-secret": ("set", {"value": VALUE}),
+    "set-note": ("set", {"note": "a note"}),
+    "delete-secret": ("delete", {}),
+    "restore-secret": ("restore", {}),
+    "roll back": ("rollback", {"version": 1}),
+    "destroy-secret": ("destroy", {"version": 1}),
+}
+
+COMMANDS = {
+    "set-secret": ("set", NAME),
+    "delete-secret": ("delete", NAME, "-y"),
+    "restore-secret": ("restore", NAME, "-y"),
+    "roll back": ("rollback", NAME, "1", "-y"),
+    "destroy-secret": ("destroy", NAME, "--version", "1", "-y"),
+    "get-secret": ("get", NAME),
+}
+
+FUNCTIONS: dict[str, Callable[..., Awaitable[Any]]] = {
+    "set-secret": lambda datasette, name, **who: set_secret(
+        datasette, name, VALUE, **who
+    ),
+    "delete-secret": delete_secret,
+    "restore-secret": restore_secret,
+}
+
+DOORS = [
+    *((door, action) for action in FORMS for door in ("page", "api")),
+    *(("shell", action) for action in COMMANDS),
+    *(("plugin", action) for action in FUNCTIONS),
+]
+
+
+@pytest.mark.parametrize(("door", "action"), DOORS)
+async def test_a_change_is_one_row_that_says_who_did_what_and_from_where(
+    console: Console,
+    make_datasette: MakeDatasette,
+    door: str,
+    action: str,
+) -> None:
+    internal = str(console.internal)
+    datasette = make_datasette(console.key, internal=internal)
+    await datasette.invoke_startup()
+    for value in ("one", "two"):
+        await set_secret(datasette, NAME, value)
+    if action in PREPARE:
+        await PREPARE[action](datasette, NAME)
+    before = log(internal)
+
+    if door == "plugin":
+        await FUNCTIONS[action](datasette, NAME, actor_id="ann")
+    elif door == "shell":
+        await run_in_shell(console, COMMANDS[action])
+    else:
+        step, sent = FORMS[action]
+        body = {"json" if door == "api" else "data": sent}
+        cookies = {"ds_actor": datasette.client.actor_cookie({"id": "ann"})}
+        datasette.root_enabled = False
+        answer = await datasette.client.post(
+            f"/-/secrets/{NAME}/-/{step}", cookies=cookies, **body
+        )
+        assert answer.status_code == 403
+        assert log(internal) == before
+        datasette.root_enabled = True
+        cookies = {"ds_actor": datasette.client.actor_cookie({"id": "root"})}
+        answer = await datasette.client.post(
+            f"/-/secrets/{NAME}/-/{step}", cookies=cookies, **body
+        )
+        assert answer.status_code in (200, 302)
+
+    *same, added = log(internal)
+    version, detail = WRITTEN[action]
+    who = {"plugin": "ann", "shell": "cat"}.get(door, "root")
+    assert same == before
+    assert added == {
+        "actor_id": who,
+        "via": door,
+        "action": "set-secret" if action == "roll back" else action,
+        "name": NAME,
+        "version": version,
+        "detail": detail,
+    }
+
+
+async def run_in_shell(console: Console, arguments: tuple[str, ...]) -> None:
+    done = console.process(*arguments, "--actor", "cat", input=VALUE)
+    assert done.returncode == 0, done.stderr
+
+
+async def test_a_change_that_is_refused_or_changes_nothing_leaves_no_row(
+    datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, NAME, VALUE)
+    before = log(internal)
+    for refused in (
+        lambda: set_secret(datasette, NAME, VALUE, expected_version=7),
+        lambda: set_secret(datasette, NAME, VALUE, keep=1),
+        lambda: set_secret(datasette, NAME, VALUE, renew_by="2026-02-30"),
+        lambda: set_secret(datasette, NAME, "\0"),
+        lambda: service.roll_back(datasette, NAME, 7),
+        lambda: service.destroy_versions(datasette, NAME, [1, 7]),
+        lambda: delete_secret(datasette, "NOTHING"),
+    ):
+        with pytest.raises((InvalidSecret, VersionConflict)):
+            await refused()
+    await restore_secret(datasette, NAME)
+    assert log(internal) == before
+
+
+async def test_of_two_secrets_set_at_once_each_has_its_row_or_neither(
+    datasette: Datasette, internal: str
+) -> None:
+    await service.set_secrets(datasette, {"A": plaintext("a"), "B": plaintext("b")})
+    assert [row["name"] for row in log(internal)] == ["A", "B"]
+    alter(
+        internal,
+        "create trigger t before insert on datasette_secrets when new.name = 'D' "
+        "begin select raise(abort, 'no'); end",
+    )
+    with pytest.raises(DatabaseUnavailable):
+        await service.set_secrets(datasette, {"C": plaintext("c"), "D": plaintext("d")})
+    assert [row["name"] for row in log(internal)] == ["A", "B"]
+
+
+def plaintext(value: str) -> Any:
+    from datasette_secrets.envelope import Plaintext
+
+    return Plaintext.parse(value)
+
+
+# Nothing is changed that is not logged, or not kept.
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["drop table datasette_secrets_log"],
+        ["alter table datasette_secrets_log drop column via"],
+        [
+            "drop table datasette_secrets_log",
+            "create view datasette_secrets_log as select 1 as id",
+        ],
+        [
+            "create trigger t after insert on datasette_secrets_log "
+            "begin delete from datasette_secrets_log where id = new.id; end"
+        ],
+        [
+            "create trigger t before insert on datasette_secrets_log "
+            "begin select raise(ignore); end"
+        ],
+        [
+            "create trigger t after insert on datasette_secrets_log "
+            "begin update datasette_secrets_log set actor_id = 'x'; end"
+        ],
+        [
+            "create trigger t after insert on datasette_secrets_log "
+            "begin delete from datasette_secrets; end"
+        ],
+        [
+            "create trigger t after insert on datasette_secrets_log "
+            "begin update datasette_secrets set deleted_at = '2020', note = 'x', "
+            "encrypted = x'00'; end"
+        ],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("action", ["set", "delete", "destroy", "note", "keep"])
+async def test_a_change_whose_rows_are_not_kept_does_not_happen(
+    datasette: Datasette, internal: str, statements: list[str], action: str
+) -> None:
+    for value in ("one", "two"):
+        await set_secret(datasette, NAME, value, actor_id="ann")
+    before = snapshot(internal)
+    alter(internal, *statements)
+
+    act = {
+        "set": lambda: set_secret(datasette, NAME, VALUE),
+        "delete": lambda: delete_secret(datasette, NAME),
+        "destroy": lambda: service.destroy_versions(datasette, NAME, [1]),
+        "note": lambda: service.set_note(datasette, NAME, "another"),
+        "keep": lambda: set_secret(datasette, NAME, VALUE, keep=2),
+    }[action]
+    with pytest.raises(DatabaseUnavailable) as raised:
+        await act()
+    assert "\n" not in str(raised.value)
+    assert snapshot(internal) == before
+    assert await get_secret(datasette, NAME) == "two"
+
+
+async def test_a_value_read_in_the_shell_is_printed_where_it_cannot_be_logged(
+    console: Console,
+) -> None:
+    await console.fill(NAME)
+    alter(console.internal, "drop table datasette_secrets_log")
+    alter(console.internal, "create view datasette_secrets_log as select 1 as id")
+    result = console.process("get", NAME)
+    assert (result.returncode, result.stdout) == (0, f"{NAME} value 1\n")
+    assert "not logged" in result.stderr
+
+
+async def test_a_value_from_the_environment_is_not_logged(console: Console) -> None:
+    await console.fill(NAME)
+    before = log(console.internal)
+    env = {**os.environ, f"DATASETTE_SECRETS_{NAME}": "from here"}
+    assert console.process("get", NAME, env=env).stdout == "from here\n"
+    assert log(console.internal) == before
+
+
+# Reading the log.
+
+
+async def test_the_log_is_read_newest_first_in_pages_and_of_one_secret(
+    datasette: Datasette,
+) -> None:
+    db = get_instance(datasette).db
+    for number in range(7):
+        await set_secret(datasette, f"KEY_{number % 2}", VALUE)
+    newest = await changes.entries(db, limit=3)
+    assert [entry.id for entry in newest] == [7, 6, 5]
+    older = await changes.entries(db, limit=10, before=newest[-1].id)
+    assert [entry.id for entry in older] == [4, 3, 2, 1]
+    of_one = await changes.entries(db, name="KEY_1", limit=2)
+    assert [(entry.name, entry.version) for entry in of_one] == [
+        ("KEY_1", 3),
+        ("KEY_1", 2),
+    ]
+    assert await changes.entries(db, name="KEY_1", before=2) == []
+
+
+async def test_a_page_of_the_log_and_of_a_secret_is_found_in_an_index(
+    datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, NAME, VALUE)
+    plans: list[str] = []
+    db = get_instance(datasette).db
+
+    def explained(conn: sqlite3.Connection) -> None:
+        seen: list[str] = []
+        conn.set_trace_callback(seen.append)
+        seen_sql.append(seen)
+
+    seen_sql: list[list[str]] = []
+    await db.execute_fn(explained)
+    await changes.entries(db, limit=10)
+    await changes.entries(db, name=NAME, limit=10)
+    await changes.newest_checks(db, [NAME])
+    for sql in seen_sql[0]:
+        if "datasette_secrets_log" in sql:
+            rows = (await db.execute("explain query plan " + sql)).rows
+            plans += [row["detail"] for row in rows]
+    assert plans
+    assert not any("TEMP B-TREE" in plan for plan in plans), plans
+    assert not any(
+        plan.startswith("SCAN datasette_secrets_log USING INDEX") for plan in plans
+    )
+
+
+async def test_a_log_that_somebody_wrote_nonsense_to_is_read_all_the_same(
+    datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, NAME, VALUE)
+    for detail in ("{", "[]", "7", '{"versions": 3}', '{"rolled_back_from": []}'):
+        for action in ("destroy-secret", "set-secret", "check-secret", "\x1b[31m"):
+            with closing(sqlite3.connect(internal)) as conn, conn:
+                conn.execute(
+                    "insert into datasette_secrets_log (action, name, version, detail) "
+                    "values (?, ?, 'x', ?)",
+                    [action, NAME, detail],
+                )
+    db = get_instance(datasette).db
+    assert len(await changes.entries(db)) == 21
+    past = await changes.past(db, NAME)
+    assert past == ({}, {})
+    assert past.copies(1) == []
+    await changes.newest_checks(db, [NAME])
+
+
+async def test_names_and_notes_with_control_characters_are_logged_as_they_are(
+    datasette: Datasette, internal: str
+) -> None:
+    name = "A\x1b[31m\n\"'; drop table datasette_secrets_log --"
+    db = get_instance(datasette).db
+    await changes.record(db, Author("x\x00\x1b", "shell"), Change("get-secret", name))
+    [row] = log(internal)
+    assert (row["name"], row["actor_id"]) == (name, "x\x00\x1b")
+    [entry] = await changes.entries(db, name=name)
+    assert entry.name == name
+
+
+# What the log says about versions.
+
+
+async def test_the_log_tells_where_a_version_comes_from_and_who_destroyed_one(
+    datasette: Datasette,
+) -> None:
+    await set_secret(datasette, NAME, "leaked", note="the first")
+    await set_secret(datasette, NAME, "another", note="the second")
+    await service.roll_back(datasette, NAME, 1)
+    await set_secret(datasette, NAME, "again another", note="the fourth")
+    await service.roll_back(datasette, NAME, 3)
+    await service.destroy_versions(datasette, NAME, [1, 2], author=Author("ann", "api"))
+
+    db = get_instance(datasette).db
+    past = await changes.past(db, NAME)
+    assert past.rolled_back_from == {3: 1, 5: 3}
+    assert past.copies(1) == [3, 5]
+    assert past.copies(3) == [1, 5]
+    assert past.copies(5) == [1, 3]
+    assert past.copies(2) == past.copies(4) == []
+    assert past.destroyed.keys() == {1, 2}
+    assert past.destroyed[1].actor_id == "ann"
+    notes = [version.note for version in await store.history(db, NAME)]
+    assert notes == ["the first", "the fourth", "the first", "the second", "the first"]
+
+
+async def test_a_check_counts_for_the_version_that_is_the_newest(
+    datasette: Datasette,
+) -> None:
+    db = get_instance(datasette).db
+    await service.set_value(datasette, NAME, VALUE, checked="works")
+    checked = (await changes.newest_checks(db, [NAME, "OTHER"]))[NAME]
+    assert (checked.version, checked.outcome) == (1, "works")
+    change = Change("check-secret", NAME, 1, {"outcome": "rejected"})
+    await changes.record(db, Author(), change)
+    assert (await changes.newest_checks(db, [NAME]))[NAME].outcome == "rejected"
+    refused = Change("check-secret", NAME, None, {"outcome": "unknown"})
+    await changes.record(db, Author(), refused)
+    assert (await changes.newest_checks(db, [NAME]))[NAME].outcome == "rejected"
+    await set_secret(datasette, NAME, "another")
+    assert await changes.newest_checks(db, [NAME]) == {}
+
+
+async def test_it_is_known_which_version_was_used_last(datasette: Datasette) -> None:
+    await set_secret(datasette, NAME, VALUE)
+    await get_secret(datasette, NAME, "ann")
+    await set_secret(datasette, NAME, "another")
+    db = get_instance(datasette).db
+    used = (await store.last_uses(db, [NAME]))[NAME]
+    assert (used.by, used.version) == ("ann", 1)
+
+
+# A date to renew by, and a short history.
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "2026-02-30",
+        "2026-13-01",
+        "2026-1-1",
+        "20260101",
+        "2026-W01-1",
+        "tomorrow",
+        "",
+        "2026-01-01 ",
+        "2026-01-01T00:00",
+        "\u0662\u0660\u0662\u0666-01-01",
+        "0000-01-01",
+        7,
+        True,
+    ],
+)
+async def test_a_date_that_does_not_exist_is_refused(
+    datasette: Datasette, date: Any
+) -> None:
+    await set_secret(datasette, NAME, VALUE)
+    with pytest.raises(InvalidSecret, match="YYYY-MM-DD"):
+        await set_secret(datasette, NAME, VALUE, renew_by=date)
+    with pytest.raises(InvalidSecret, match="YYYY-MM-DD"):
+        await service.set_renew_by(datasette, NAME, date)
+    assert await get_secret(datasette, NAME) == VALUE
+
+
+async def test_a_new_value_without_a_date_has_none(
+    datasette: Datasette, internal: str
+) -> None:
+    db = get_instance(datasette).db
+    await set_secret(datasette, NAME, VALUE, renew_by="2027-01-31")
+    await set_secret(datasette, NAME, VALUE)
+    dates = [version.renew_by for version in await store.history(db, NAME)]
+    assert dates == [None, "2027-01-31"]
+    await service.set_renew_by(datasette, NAME, "2028-02-29", author=Author("ann"))
+    assert (await store.history(db, NAME))[0].renew_by == "2028-02-29"
+    await service.set_renew_by(datasette, NAME, None)
+    assert (await store.history(db, NAME))[0].renew_by is None
+    assert [row["detail"] for row in log(internal)[2:]] == [
+        {"renew_by": "2028-02-29"},
+        {"renew_by": None},
+    ]
+
+
+@pytest.mark.parametrize("keep", [1, 0, -1, True, 2.0, "2"])
+async def test_fewer_than_two_versions_cannot_be_kept(
+    datasette: Datasette, keep: Any
+) -> None:
+    with pytest.raises(InvalidSecret, match="2 or more"):
+        await set_secret(datasette, NAME, VALUE, keep=keep)
+    assert await get_secret(datasette, NAME) is None
+
+
+async def test_older_versions_go_with_the_value_that_replaces_them(
+    datasette: Datasette, internal: str
+) -> None:
+    for number in range(1, 5):
+        await set_secret(datasette, NAME, f"value {number}")
+    await set_secret(datasette, "OTHER", VALUE)
+    gone = [row["encrypted"] for row in decoder.rows(internal)][:3]
+    assert await set_secret(datasette, NAME, "value 5", keep=2) == 5
+
+    db = get_instance(datasette).db
+    assert [each.version for each in await store.history(db, NAME)] == [5, 4]
+    assert await get_secret(datasette, "OTHER") == VALUE
+    assert log(internal)[-1]["detail"] == {"pruned": [3, 2, 1]}
+    file = Path(internal).read_bytes()
+    assert not any(encrypted[:40] in file for encrypted in gone)
+    # The number of a version is never used again.
+    assert await set_secret(datasette, NAME, "value 6", keep=2) == 6
+
+
+async def test_a_token_that_is_stored_every_hour_leaves_ten_rows_and_a_small_file(
+    datasette: Datasette, internal: str
+) -> None:
+    async def store_tokens(count: int) -> int:
+        for number in range(count):
+            await set_secret(datasette, NAME, f"token {number}", keep=10)
+        return Path(internal).stat().st_size
+
+    size = await store_tokens(200)
+    grown = await store_tokens(800) - size
+    assert len(snapshot(internal)) == 10
+    # Nothing but the log grows: a row and its entry in the index.
+    assert grown < 800 * 200
