@@ -40,10 +40,11 @@ mutants: $(VENV)/.mutants  ## change the code in small ways, and see that a test
 
 check: lint  ## the same as lint
 
-lint: $(VENV)/.lint  ## ruff (lint and format), mypy --strict and pip-audit
+lint: $(VENV)/.lint  ## ruff (lint and format), mypy --strict, zizmor (workflows) and pip-audit
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy --strict
+	$(VENV)/bin/zizmor --offline --quiet --persona pedantic .github
 	$(PY) scripts/audit.py
 
 bench: $(VENV)/.test  ## measure everything beside something else, and print the table
@@ -53,7 +54,7 @@ screenshots: $(VENV)/.test  ## take the screenshots under .github (needs a Chrom
 	$(PY) scripts/screenshots.py
 
 dist: $(VENV)/.dist  ## build and check the wheel and sdist, and test the installed wheel
-	$(PY) scripts/dist.py
+	$(PY) scripts/dist.py $(ARGS)
 
 clean:  ## remove what these targets made, except .run
 	rm -rf $(VENV) .bench build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
