@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import config, registry, store
+from . import changes, config, registry, store
 from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Listed(NamedTuple):
 
     `state`: one of STATES. `registered`: what the plugin says that waits for it, if one
     does. `newest`: its newest stored version, also where the environment overrides it.
-    `used`: the last use of it, whichever its version was.
+    `used`: the last use of it, whichever its version was. `checked`: what the newest check
+    of the newest version said.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Listed(NamedTuple):
     registered: registry.Registered | None
     newest: store.Version | None
     used: store.LastUse
+    checked: changes.Checked | None
 
 
 @dataclass(frozen=True)
@@ -243,8 +245,9 @@ async def _rows(
         for version in await store.newest_versions(instance.db, names)
     }
     uses = await store.last_uses(instance.db, names)
+    checks = await changes.newest_checks(instance.db, names)
     return [
-        _listed(instance, name, registered.get(name), stored.get(name), uses.get(name))
+        _listed(instance, name, registered, stored.get(name), uses, checks)
         for name in names
     ]
 
@@ -275,19 +278,30 @@ async def find_secret(datasette: Datasette, name: str) -> Listed | None:
     if not versions and name not in registered:
         return None
     uses = await store.last_uses(instance.db, [name])
+    checks = await changes.newest_checks(instance.db, [name])
     newest = versions[0] if versions else None
-    return _listed(instance, name, registered.get(name), newest, uses.get(name))
+    return _listed(instance, name, registered, newest, uses, checks)
 
 
 def _listed(
     instance: Instance,
     name: str,
-    registered: registry.Registered | None,
+    registered: Mapping[str, registry.Registered],
     newest: store.Version | None,
-    used: store.LastUse | None,
+    uses: Mapping[str, store.LastUse],
+    checks: Mapping[str, changes.Checked],
 ) -> Listed:
-    state = _state(instance, name, newest)
-    return Listed(name, state, registered, newest, used or store.LastUse())
+    checked = checks.get(name)
+    if newest is None or (checked and checked.version != newest.version):
+        checked = None
+    return Listed(
+        name,
+        _state(instance, name, newest),
+        registered.get(name),
+        newest,
+        uses.get(name, store.LastUse()),
+        checked,
+    )
 
 
 def _state(instance: Instance, name: str, newest: store.Version | None) -> str:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from . import health
 
 if TYPE_CHECKING:
-    from . import database, listing, registry, rotation, store, upgrade
+    from . import changes, database, listing, registry, rotation, store, upgrade
     from .instance import Instance
 
 
@@ -34,12 +34,30 @@ def secret_json(listed: listing.Listed) -> dict[str, Any]:
         **(_version_json(newest) if newest else dict.fromkeys(_VERSION_KEYS)),
         "last_used_at": jsonable(listed.used.at),
         "last_used_by": jsonable(listed.used.by),
+        "checked_at": listed.checked.at if listed.checked else None,
+        "check": listed.checked.outcome if listed.checked else None,
     }
 
 
-def version_json(version: store.Version, state: str) -> dict[str, Any]:
+def version_json(
+    version: store.Version, state: str, past: changes.Past
+) -> dict[str, Any]:
     known = _version_json(version)
-    return {"version": known.pop("version"), "state": state, **known}
+    destroyed = past.destroyed.get(version.version) if version.is_destroyed else None
+    return {
+        "version": known.pop("version"),
+        "state": state,
+        **known,
+        "rolled_back_from": past.rolled_back_from.get(version.version),
+        "destroyed_at": destroyed.at if destroyed else None,
+        "destroyed_by": destroyed.actor_id if destroyed else None,
+    }
+
+
+def entry_json(entry: changes.Entry) -> dict[str, Any]:
+    """A row of the change log."""
+    known = {key: jsonable(each) for key, each in entry._asdict().items()}
+    return {**known, "detail": entry.detail}
 
 
 _VERSION_KEYS = (
@@ -54,6 +72,7 @@ _VERSION_KEYS = (
     "deleted_by",
     "last_used_at",
     "last_used_by",
+    "renew_by",
 )
 
 

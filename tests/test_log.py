@@ -396,6 +396,32 @@ async def test_the_log_tells_where_a_version_comes_from_and_who_destroyed_one(
     assert notes == ["the first", "the fourth", "the first", "the second", "the first"]
 
 
+async def test_the_json_says_what_the_log_knows(
+    datasette: Datasette, admin: dict[str, str]
+) -> None:
+    await service.set_value(
+        datasette, NAME, VALUE, renew_by="2027-01-31", checked="works"
+    )
+    await service.roll_back(datasette, NAME, 1)
+    await service.destroy_versions(datasette, NAME, [1], author=Author("ann", "page"))
+    answer = await datasette.client.get(f"/-/secrets/{NAME}.json", cookies=admin)
+    new, old = answer.json()["versions"]
+    assert (new["rolled_back_from"], new["destroyed_at"]) == (1, None)
+    assert (old["destroyed_by"], old["renew_by"]) == ("ann", "2027-01-31")
+    assert old["destroyed_at"]
+    secret = answer.json()["secret"]
+    # They describe the newest version, which nobody has checked.
+    assert (secret["check"], secret["checked_at"], secret["renew_by"]) == (None,) * 3
+
+    await service.set_value(
+        datasette, NAME, VALUE, renew_by="2028-01-31", checked="unknown"
+    )
+    answer = await datasette.client.get("/-/secrets.json", cookies=admin)
+    [secret] = [each for each in answer.json()["secrets"] if each["name"] == NAME]
+    assert (secret["check"], secret["renew_by"]) == ("unknown", "2028-01-31")
+    assert secret["checked_at"]
+
+
 async def test_a_check_counts_for_the_version_that_is_the_newest(
     datasette: Datasette,
 ) -> None:

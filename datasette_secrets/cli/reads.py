@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .. import listing, serialize, service, store
+from .. import changes, listing, serialize, service, store
 from ..errors import DatabaseUnavailable, printable
 from ..events import Author
 from ..instance import get_instance, stop
@@ -52,8 +52,9 @@ async def history(datasette: Datasette, name: str, as_json: bool) -> None:
     versions = await require_history(datasette, name)
     states = [listing.version_state(instance, version) for version in versions]
     if as_json:
+        past = await changes.past(instance.db, name)
         rows = [
-            serialize.version_json(version, state)
+            serialize.version_json(version, state, past)
             for version, state in zip(versions, states, strict=True)
         ]
         output.print_json({"ok": True, "name": name, "versions": rows})

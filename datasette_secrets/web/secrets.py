@@ -11,7 +11,17 @@ from urllib.parse import urlencode
 
 from datasette.utils.asgi import Request, Response
 
-from .. import config, database, health, listing, rotation, serialize, service, store
+from .. import (
+    changes,
+    config,
+    database,
+    health,
+    listing,
+    rotation,
+    serialize,
+    service,
+    store,
+)
 from ..errors import InvalidSecret, VersionConflict
 from ..instance import Instance, get_instance
 from . import present
@@ -174,13 +184,14 @@ async def require(datasette: Datasette, name: str) -> listing.Listed:
 async def _secret_json(datasette: Datasette, name: str) -> Response:
     listed = await require(datasette, name)
     instance = get_instance(datasette)
+    past = await changes.past(instance.db, name)
     return json_response(
         {
             "ok": True,
             "secret": serialize.secret_json(listed),
             "versions": [
                 serialize.version_json(
-                    version, listing.version_state(instance, version)
+                    version, listing.version_state(instance, version), past
                 )
                 for version in await store.history(instance.db, name)
             ],
