@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from . import database, schema
+from . import database, inspection, schema
 from .events import Author, Change
 
 if TYPE_CHECKING:
@@ -128,9 +128,10 @@ async def make(
     Its rows and those of the log are read back before the commit; events go out after it.
     Raises what `change` raises, and DatabaseUnavailable; nothing is then changed.
     """
-    await schema.ensure_migrated(db)
+    await inspection.prepare(db)
 
     def in_transaction(conn: Any, track_event: Callable[[Any], None]) -> T:
+        inspection.require_own_schema(conn)
         changing = Changing(conn, author, now())
         result, made = change(changing)
         for each in made:
@@ -163,9 +164,10 @@ async def record(db: Database, author: Author, change: Change) -> None:
 
     Raises DatabaseUnavailable.
     """
-    await schema.ensure_migrated(db)
+    await inspection.prepare(db)
 
     def record_change(conn: Any) -> None:
+        inspection.require_own_schema(conn)
         changing = Changing(conn, author, now())
         changing.log(change)
         changing.read_back()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from datasette.resources import DatabaseResource
 from datasette.utils import StartupError
 
-from . import config, envelope, rotation, schema, store
+from . import config, envelope, inspection, rotation, schema, store
 from .errors import DatabaseUnavailable, SecretsError, printable
 from .instance import Instance, get_instance
 
@@ -31,22 +32,36 @@ async def start(datasette: Datasette) -> None:
         raise StartupError(str(error)) from None
     if instance.settings.ring is None:
         _warn(instance.settings.missing)
-    elif instance.db.is_mutable:
-        try:
-            await schema.ensure_migrated(instance.db)
-        except DatabaseUnavailable as error:
-            _warn(f"{error}; secrets can be read, and not changed")
-    else:
+    if not instance.db.is_mutable:
         _warn("the database of the secrets is immutable: they can be read, not changed")
     try:
-        for warning in _needs(instance, await store.key_counts(instance.db)):
-            _warn(warning)
-        for warning in await schema.what_others_made(instance.db):
+        await inspection.require_own(instance.db)
+        for warning in await _migrate(instance):
             _warn(warning)
     except DatabaseUnavailable as error:
-        _warn(str(error))
+        _warn(f"{error}; secrets can be read, and not changed")
     for warning in await exposure(datasette):
         _warn(warning)
+    # A large table takes a while. Datasettes before 1.0a41 have no background to do it in.
+    if hasattr(datasette, "add_background_task"):
+        datasette.add_background_task(_inspect, name=f"{config.PLUGIN} check")
+    else:
+        await _inspect(datasette)
+
+
+async def _migrate(instance: Instance) -> list[str]:
+    """Migrate the table where that is possible; returns what has to be done then."""
+    if instance.settings.ring is not None and instance.db.is_mutable:
+        await schema.ensure_migrated(instance.db)
+    return _needs(instance, await store.key_counts(instance.db))
+
+
+async def _inspect(datasette: Datasette) -> None:
+    """Say on stderr what the check of the whole table finds, what was said aside."""
+    with suppress(DatabaseUnavailable):
+        for finding in await inspection.inspect(get_instance(datasette).db):
+            if finding.code != inspection.MADE_BY_OTHERS:
+                _warn(finding.sentence)
 
 
 def _needs(instance: Instance, counts: list[store.KeyCount]) -> list[str]:
@@ -161,9 +176,11 @@ def key_rows(census: rotation.Census, sources: Mapping[str, str]) -> list[KeyRow
 
 
 def what_is_wrong(
-    instance: Instance, census: rotation.Census, made_by_others: list[str]
+    instance: Instance,
+    census: rotation.Census,
+    findings: list[inspection.Finding],
 ) -> list[dict[str, str]]:
-    problems = [("made-by-others", sentence) for sentence in made_by_others]
+    problems = [(finding.code, finding.sentence) for finding in findings]
     if instance.settings.ring is None:
         problems.append(("not-configured", instance.settings.missing))
     for key_id in census.missing:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from . import database, envelope, schema, service, store
-from .changes import announce
+from . import database, envelope, inspection, service, store
+from .changes import Changing, announce, now
 from .errors import (
     CannotOpen,
     CannotUpgrade,
@@ -25,7 +25,7 @@ from .errors import (
     SecretsError,
     UnknownMasterKey,
 )
-from .events import Author, Change
+from .events import NOBODY, Author, Change
 from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
@@ -53,9 +53,12 @@ Operation = Callable[[str, int, store.Row], "envelope.Sealed | None"]
 
 @dataclass(frozen=True)
 class Problem:
-    """A version that cannot be decrypted, and the command that deals with it."""
+    """What is wrong, and the command that deals with it.
 
-    name: str
+    `name`, `version`: of the version that cannot be decrypted; None for the whole table.
+    """
+
+    name: str | None
     version: object
     code: str
     message: str
@@ -82,6 +85,10 @@ class Problem:
         else:
             remedy = destroy
         return cls(name, version, error.code, str(error), remedy)
+
+    @classmethod
+    def of_finding(cls, finding: inspection.Finding) -> Problem:
+        return cls(None, None, *finding)
 
 
 def _destroy_command(row: store.Row) -> str:
@@ -219,7 +226,7 @@ async def rotate(
     skip_unopenable: bool = False,
     batch_size: int = BATCH_SIZE,
     vacuum: bool = False,
-    actor_id: str | None = None,
+    author: Author = NOBODY,
     progress: Progress | None = None,
 ) -> Rotation:
     """Wrap every stored version with the primary master key.
@@ -229,7 +236,8 @@ async def rotate(
     `progress` is told how many rows each step has dealt with: each row twice, unless
     others change them meanwhile.
 
-    Raises NotConfigured and DatabaseUnavailable.
+    Raises NotConfigured, and DatabaseUnavailable also where the check of the whole table
+    finds something, before or after.
     """
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
@@ -241,6 +249,7 @@ async def rotate(
     def rows_to_change(but_key_id: str | None) -> AsyncIterator[store.Rows]:
         return batches(instance, batch_size, but_key_id, wraps_only=not new_data_keys)
 
+    await inspection.require_sound(instance.db)
     report.census = await census(datasette)
     everywhere = None if new_data_keys else primary
     problems: dict[int, Problem] = {}
@@ -254,34 +263,39 @@ async def rotate(
     if dry_run or (problems and not skip_unopenable):
         return report
 
-    await schema.ensure_migrated(instance.db)
+    await inspection.prepare(instance.db)
+    work = Rewriting(
+        instance,
+        author,
+        operation,
+        lambda versions: _change(primary, versions),
+        wraps_only=not new_data_keys,
+    )
     left: dict[int, Problem] = {}
     passing = rows_to_change(everywhere)
     for _ in range(PASSES_MAX):
-        changed, unchanged = await rewrite(
-            instance,
-            passing,
-            operation,
-            wraps_only=not new_data_keys,
-            progress=progress,
-        )
-        report.changed += changed
-        left |= unchanged
+        before = work.changed
+        left |= await work.run(passing, progress)
         report.census = await census(datasette)
-        if not changed or not report.census.elsewhere:
+        if work.changed == before or not report.census.elsewhere:
             break
         # What a server that has another key first has stored meanwhile.
         passing, progress = rows_to_change(primary), None
+    report.changed = work.changed
     # What could not be decrypted may have been destroyed or replaced meanwhile.
     again = await store.rows_with_ids(instance.db, list(left))
     report.problems = list(undecryptable(again, prove).values())
     report.clean_up = await service.clean_up(instance, vacuum=vacuum)
+    await inspection.require_sound(instance.db)
     report.complete = not report.problems and not report.census.elsewhere
     if report.changed:
-        detail = {"key_id": primary, "versions": report.changed}
-        rotated = Change("rotate-encryption-key", detail=detail)
-        await announce(datasette, Author(actor_id, "shell"), rotated)
+        await announce(datasette, author, _change(primary, report.changed))
     return report
+
+
+def _change(key_id: str, versions: int) -> Change:
+    detail = {"key_id": key_id, "versions": versions}
+    return Change("rotate-encryption-key", detail=detail)
 
 
 def _rewrap(
@@ -299,58 +313,78 @@ def _reseal(
     return envelope.reseal(ring, name, version, row, version)
 
 
-async def rewrite(
-    instance: Instance,
-    batches: AsyncIterator[store.Rows],
-    operation: Operation,
-    *,
-    wraps_only: bool = False,
-    progress: Progress | None = None,
-) -> tuple[int, dict[int, Problem]]:
-    """Write the envelope that `operation` makes over that of each row, a batch at a time.
+@dataclass
+class Rewriting:
+    """Writes the envelope that `operation` makes over that of each row, in batches.
 
-    A row that somebody else changed after it was read is read and tried again. Returns
-    how many rows were changed, and by its id the problem of each that was left.
-
-    Raises DatabaseUnavailable when the database does not hold what was written to it.
+    `describe`: makes the change of so many versions, for the log, which gets one row.
     """
-    changed = 0
-    problems: dict[int, Problem] = {}
-    changes: list[store.Replacement] = []
 
-    def change(name: str, version: int, row: store.Row) -> None:
-        sealed = operation(name, version, row)
-        if sealed is not None:
-            changes.append((row, sealed))
+    instance: Instance
+    author: Author
+    operation: Operation
+    describe: Callable[[int], Change]
+    wraps_only: bool = False
+    changed: int = 0
+    _log_id: int | None = None
 
-    async for rows in batches:
-        size = len(rows)
-        for _ in range(PASSES_MAX):
-            changes.clear()
-            problems |= undecryptable(rows, change)
-            replaced = await _replace(instance, changes, wraps_only)
-            changed += replaced.written
-            if not replaced.changed_meanwhile:
-                break
-            rows = await store.rows_with_ids(
-                instance.db, replaced.changed_meanwhile, wraps_only=wraps_only
+    async def run(
+        self, batches: AsyncIterator[store.Rows], progress: Progress | None
+    ) -> dict[int, Problem]:
+        """Rewrite these rows; by its id the problem of each that was left.
+
+        A row that somebody else changed after it was read is read and tried again.
+        Raises DatabaseUnavailable when the database does not hold what was written to it.
+        """
+        problems: dict[int, Problem] = {}
+        async for rows in batches:
+            size = len(rows)
+            for _ in range(PASSES_MAX):
+                replaced = await self._replace(rows, problems)
+                if not replaced.changed_meanwhile:
+                    break
+                rows = await store.rows_with_ids(
+                    self.instance.db,
+                    replaced.changed_meanwhile,
+                    wraps_only=self.wraps_only,
+                )
+            else:
+                raise database.not_kept()
+            if progress:
+                progress(size)
+        return problems
+
+    async def _replace(
+        self, rows: store.Rows, problems: dict[int, Problem]
+    ) -> store.Replaced:
+        changes: list[store.Replacement] = []
+
+        def change(name: str, version: int, row: store.Row) -> None:
+            sealed = self.operation(name, version, row)
+            if sealed is not None:
+                changes.append((row, sealed))
+
+        def replace_secret_envelopes(conn: Any) -> tuple[store.Replaced, int | None]:
+            inspection.require_own_schema(conn)
+            replaced = store.replace_envelopes(
+                conn, changes, wraps_only=self.wraps_only
             )
-        else:
-            raise database.not_kept()
-        if progress:
-            progress(size)
-    return changed, problems
+            if not replaced.written:
+                return replaced, self._log_id
+            changing = Changing(conn, self.author, now())
+            described = self.describe(self.changed + replaced.written)
+            log_id = changing.log(described, self._log_id)
+            changing.read_back()
+            return replaced, log_id
 
-
-async def _replace(
-    instance: Instance, changes: list[store.Replacement], wraps_only: bool
-) -> store.Replaced:
-    def replace_secret_envelopes(conn: Any) -> store.Replaced:
-        return store.replace_envelopes(conn, changes, wraps_only=wraps_only)
-
-    if not changes:
-        return store.Replaced(0, [])
-    return await database.write(instance.db, replace_secret_envelopes)
+        problems |= undecryptable(rows, change)
+        if not changes:
+            return store.Replaced(0, [])
+        replaced, self._log_id = await database.write(
+            self.instance.db, replace_secret_envelopes
+        )
+        self.changed += replaced.written
+        return replaced
 
 
 async def batches(
@@ -362,7 +396,6 @@ async def batches(
     wraps_only: bool = False,
 ) -> AsyncIterator[store.Rows]:
     """All rows that hold a value, in the order of their ids; parameters as `rows_from`."""
-    await schema.require_own_table(instance.db)
     row_id = -(2**63)
     while row_id < 2**63 and (
         rows := await store.rows_from(

@@ -1,4 +1,4 @@
-"""The tables and their migrations, and what somebody else made of them.
+"""The tables and their migrations.
 
 A migration that shipped is never edited, and every one can run again without harm: the
 record of what ran lies in a table that others can write. The table of 0.x is migrated in
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import sqlite_utils
 
-from .database import read, write
-from .errors import DatabaseUnavailable
+from .database import write
 
 if TYPE_CHECKING:
     from datasette.database import Database
@@ -44,7 +43,7 @@ TABLES = (TABLE, LOG)
 _LOG_INDEX = f"{LOG}_name_id"
 
 
-_ADDED = (
+ADDED = (
     ("wrapped_key", "blob"),
     ("envelope_version", "integer"),
     ("renew_by", "text"),
@@ -75,7 +74,7 @@ def _create_tables(db: sqlite_utils.Database) -> None:
         )"""
     )
     columns = _columns(db.conn)
-    for column, type_ in _ADDED:
+    for column, type_ in ADDED:
         if column not in columns:
             db.execute(f"alter table {TABLE} add column {column} {type_}")
     db.execute(
@@ -147,7 +146,7 @@ def _is_number(version: object) -> bool:
     return isinstance(version, int) and version < VERSION_MAX
 
 
-def _apply_migrations(conn: sqlite3.Connection) -> None:
+def apply_migrations(conn: sqlite3.Connection) -> None:
     """Run all migrations unless everything is there.
 
     The record of what ran does not decide it: it may lie, or have stayed behind when a
@@ -176,7 +175,7 @@ def _is_complete(conn: sqlite3.Connection) -> bool:
         for table in (TABLE, LOG)
         for row in conn.execute(f"pragma index_list({table})").fetchall()
     }
-    added = {column for column, _ in _ADDED}
+    added = {column for column, _ in ADDED}
     return added <= _columns(conn) and {INDEX, _LOG_INDEX} <= indexes
 
 
@@ -187,58 +186,9 @@ async def migrate(db: Database) -> None:
     """
 
     def migrate_secrets_table(conn: sqlite3.Connection) -> None:
-        _apply_migrations(conn)
+        apply_migrations(conn)
 
     await write(db, migrate_secrets_table)
-
-
-async def what_others_made(db: Database) -> list[str]:
-    """What of the table neither this plugin nor 0.x made, in sentences.
-
-    Whoever can write to the database can make it; what it does is done behind the back
-    of every statement here. Raises DatabaseUnavailable.
-    """
-
-    def what_others_made_of_secrets(conn: sqlite3.Connection) -> list[str]:
-        triggers = conn.execute(
-            "select name from sqlite_master where type = 'trigger' "
-            "and tbl_name = :table collate nocase order by name",
-            {"table": TABLE},
-        ).fetchall()
-        made = [
-            f"The table of the secrets has a trigger that this plugin did not make, "
-            f"'{name}': it may undo, forge or copy what is changed"
-            for (name,) in map(tuple, triggers[:10])
-        ]
-        return made if _is_own_table(conn) else [*made, _NOT_OWN_TABLE]
-
-    return await read(db, what_others_made_of_secrets)
-
-
-async def require_own_table(db: Database) -> None:
-    """Raises DatabaseUnavailable where the rows cannot be gone through by their ids."""
-    if not await read(db, _is_own_table):
-        raise DatabaseUnavailable(_NOT_OWN_TABLE)
-
-
-_NOT_OWN_TABLE = (
-    "The table of the secrets is not one that this plugin made: it is a view, or its id "
-    "is no integer primary key. Restore it from a backup"
-)
-
-
-def _is_own_table(conn: sqlite3.Connection) -> bool:
-    """Whether it is a table whose ids are whole numbers, or not there at all."""
-    kinds = conn.execute(
-        "select type from sqlite_master where name = :table collate nocase",
-        {"table": TABLE},
-    ).fetchall()
-    keys = [
-        (row[1], row[2].upper())
-        for row in conn.execute(f"pragma table_info({TABLE})").fetchall()
-        if row[5]
-    ]
-    return not kinds or (kinds[0][0] == "table" and keys == [("id", "INTEGER")])
 
 
 _migrated: weakref.WeakSet[Database] = weakref.WeakSet()

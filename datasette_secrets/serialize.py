@@ -155,14 +155,15 @@ def status_json(
 
 
 def verification_json(
-    instance: Instance, found: rotation.Verification
+    instance: Instance, found: rotation.Verification, table: list[rotation.Problem]
 ) -> dict[str, Any]:
+    problems = table + found.problems
     return {
-        "ok": not found.problems,
+        "ok": not problems,
         "database": database_path(instance),
         "opened": found.opened,
         "destroyed": found.destroyed,
-        "problems": [problem_json(each) for each in found.problems],
+        "problems": [problem_json(each) for each in problems],
     }
 
 

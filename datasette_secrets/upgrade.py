@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import database, envelope, schema, service, store
+from . import database, envelope, inspection, service, store
 from .changes import announce
-from .events import Author, Change
+from .events import NOBODY, Author, Change
 from .instance import get_instance
 from .rotation import (
     BATCH_SIZE,
     PASSES_MAX,
     Problem,
     Progress,
+    Rewriting,
     batches,
-    rewrite,
     undecryptable,
 )
 
@@ -46,7 +46,7 @@ async def upgrade(
     dry_run: bool = False,
     batch_size: int = BATCH_SIZE,
     vacuum: bool = False,
-    actor_id: str | None = None,
+    author: Author = NOBODY,
     progress: Progress | None = None,
 ) -> Upgrade:
     """Re-seal what datasette-secrets 0.x stored under the primary master key.
@@ -69,31 +69,36 @@ async def upgrade(
             found.update((row.id, (str(row.name), row.version)) for row in rows)
             yield rows
 
+    await inspection.require_sound(instance.db)
     left: dict[int, Problem] = {}
     if dry_run:
         async for rows in legacy_rows():
             left |= undecryptable(rows, operation)
     else:
-        await schema.ensure_migrated(instance.db)
+        await inspection.prepare(instance.db)
+        work = Rewriting(instance, author, operation, _change)
         for _ in range(PASSES_MAX):
-            changed, left = await rewrite(
-                instance, legacy_rows(), operation, progress=progress
-            )
-            report.changed += changed
-            if not changed:
+            before = work.changed
+            left = await work.run(legacy_rows(), progress)
+            if work.changed == before:
                 break
             # What another process has stored meanwhile.
             progress = None
+        report.changed = work.changed
     report.problems = list(left.values())
     report.found = list(found.values())
     if dry_run:
         return report
     report.clean_up = await service.clean_up(instance, vacuum=vacuum)
+    await inspection.require_sound(instance.db)
     report.complete = not report.problems
     if report.changed:
-        change = Change("upgrade-secrets", detail={"versions": report.changed})
-        await announce(datasette, Author(actor_id, "shell"), change)
+        await announce(datasette, author, _change(report.changed))
     return report
+
+
+def _change(versions: int) -> Change:
+    return Change("upgrade-secrets", detail={"versions": versions})
 
 
 def _upgrade(

@@ -40,6 +40,7 @@ LAYERS = [
     {"last_used"},
     {"store"},
     {"changes"},
+    {"inspection"},
     {"rows", "schema"},
     {"database"},
     {"config", "containment", "keyfiles", "registry", "events"},
@@ -241,7 +242,7 @@ def test_only_the_modules_of_the_database_hold_sql() -> None:
     }
     # The rule that locks the tables is a fragment for Datasette, which runs it. It reads
     # no table.
-    assert holding == {"store", "changes", "schema", "database"}
+    assert holding == {"store", "changes", "inspection", "schema", "database"}
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_only_the_modules_of_the_database_import_sqlite() -> None:
             if isinstance(node, (ast.Import, ast.ImportFrom))
         )
     }
-    assert importing == {"store", "changes", "schema", "database"}
+    assert importing == {"store", "changes", "inspection", "schema", "database"}
 
 
 def test_store_and_envelope_know_nothing_of_each_others_matter() -> None:

@@ -11,7 +11,6 @@ from conftest import MakeDatasette
 from datasette.app import Datasette
 
 from datasette_secrets import (
-    DatabaseUnavailable,
     database,
     envelope,
     get_secret,
@@ -311,38 +310,3 @@ async def test_nothing_of_old_wraps_is_left_in_the_files(
     with open(internal, "rb") as file:
         content = file.read()
     assert sum(wrap in content for wrap in wraps) == 0
-
-
-async def test_what_does_not_read_back_as_it_was_written_is_an_error(
-    make_datasette: MakeDatasette, internal: str
-) -> None:
-    await fill(await started(make_datasette, OLD))
-    alter(
-        internal,
-        "create trigger broken_disk after update of encryption_key_name on datasette_secrets "
-        "begin update datasette_secrets set wrapped_key = randomblob(104) "
-        "where id = new.id; end",
-    )
-    with pytest.raises(DatabaseUnavailable, match="does not hold what was written"):
-        await rotation.rotate(await started(make_datasette, NEW, OLD))
-
-
-async def test_a_row_that_names_no_key_is_found_and_keeps_old_keys_needed(
-    make_datasette: MakeDatasette, internal: str
-) -> None:
-    await fill(await started(make_datasette, OLD))
-    alter(
-        internal,
-        "pragma writable_schema = on",
-        "update sqlite_master set sql = replace(sql, 'encryption_key_name text not null', "
-        "'encryption_key_name text') where name = 'datasette_secrets'",
-    )
-    alter(
-        internal, "update datasette_secrets set encryption_key_name = null where id = 1"
-    )
-    both = await started(make_datasette, NEW, OLD)
-    report = await rotation.rotate(both, skip_unopenable=True)
-    assert [problem.code for problem in report.problems] == ["cannot-open"]
-    assert not report.complete
-    assert report.census is not None
-    assert report.census.removable == []

@@ -38,6 +38,7 @@ from datasette_secrets import (
     store,
     upgrade,
 )
+from datasette_secrets.events import Author
 from datasette_secrets.instance import get_instance
 
 WHEEL = os.environ.get("WHEEL", "")  # set by scripts/dependents.py
@@ -306,8 +307,8 @@ async def test_an_upgrade_that_changed_something_is_announced_once(
     try:
         datasette = await start(make_datasette, OLD)
         await upgrade.upgrade(datasette, dry_run=True)
-        await upgrade.upgrade(datasette, actor_id="ann")
-        await upgrade.upgrade(datasette, actor_id="ann")
+        await upgrade.upgrade(datasette, author=Author("ann", "shell"))
+        await upgrade.upgrade(datasette, author=Author("ann", "shell"))
     finally:
         pm.unregister(events)
     [event] = events.heard

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .. import config, health, keyfiles, rotation, schema, serialize, store
+from .. import config, health, inspection, keyfiles, rotation, serialize, store
 from .. import upgrade as upgrading
 from ..database import journal_mode
 from ..envelope import generate_master_key
 from ..errors import printable
+from ..events import Author
 from ..instance import get_instance
 from . import arguments, output, prompt
 from .arguments import Command, Misuse
@@ -135,6 +136,7 @@ async def rotate_key(
 
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
+    await inspection.require_own(instance.db)
     stored = await store.count_versions(instance.db)
     if not as_json:
         click.echo(f"Database: {output.shown_database(instance)}")
@@ -156,7 +158,7 @@ async def rotate_key(
             skip_unopenable=skip_unopenable,
             batch_size=batch_size or rotation.BATCH_SIZE,
             vacuum=vacuum,
-            actor_id=actor,
+            author=Author(actor, "shell"),
             progress=advance,
         )
     if as_json:
@@ -213,7 +215,7 @@ async def upgrade(
                 datasette,
                 batch_size=batch_size or rotation.BATCH_SIZE,
                 vacuum=vacuum,
-                actor_id=actor,
+                author=Author(actor, "shell"),
                 progress=advance,
             )
     if as_json:
@@ -237,12 +239,11 @@ async def status(datasette: Datasette, as_json: bool) -> None:
     """
 
     instance = get_instance(datasette)
+    findings = await inspection.inspect(instance.db)
     census = await rotation.census(datasette)
     stored = await store.count_versions(instance.db)
     mode = await journal_mode(instance.db)
-    problems = health.what_is_wrong(
-        instance, census, await schema.what_others_made(instance.db)
-    )
+    problems = health.what_is_wrong(instance, census, findings)
     if as_json:
         output.print_json(
             serialize.status_json(instance, census, stored, mode, problems)
@@ -270,16 +271,18 @@ async def verify(datasette: Datasette, as_json: bool) -> None:
 
     instance = get_instance(datasette)
     instance.settings.require_ring()
+    findings = await inspection.inspect(instance.db)
     census = await rotation.census(datasette)
     with output.progress("Verifying", census.versions) as advance:
         found = await rotation.verify(datasette, progress=advance)
+    table = [rotation.Problem.of_finding(each) for each in findings]
     if as_json:
-        output.print_json(serialize.verification_json(instance, found))
+        output.print_json(serialize.verification_json(instance, found, table))
     else:
         verb = "opens" if found.opened == 1 else "open"
         click.echo(
             f"{output.count(found.opened, 'version')} {verb}, "
             f"{len(found.problems):,} not, {found.destroyed:,} destroyed"
         )
-        output.print_problems(found.problems)
-    raise click.exceptions.Exit(1 if found.problems else 0)
+        output.print_problems(table + found.problems)
+    raise click.exceptions.Exit(1 if table or found.problems else 0)

@@ -16,6 +16,7 @@ from .. import (
     config,
     database,
     health,
+    inspection,
     listing,
     rotation,
     serialize,
@@ -109,6 +110,8 @@ async def _warnings(
     warnings = []
     if reason := health.why_read_only(instance):
         warnings.append(reason)
+    findings = await inspection.current_findings(instance.db)
+    warnings += [f"Nothing can be changed. {each.sentence}" for each in findings]
     if instance.settings.ring is not None:
         for key_id in census.missing:
             count = census.counts[key_id]
