@@ -46,6 +46,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,6 +58,18 @@ from datasette.database import Database
 from support.console import Console
 
 from datasette_secrets import envelope
+
+#: What is not collected on Windows, and why.
+UNIX_ONLY = {
+    "test_docs.py": "the documents show commands for a Unix shell",
+    "test_docs_shell.py": "needs a terminal of Unix",
+    "test_faults.py": "loads a C library into a process",
+    "test_keyfiles.py": "new-key needs POSIX calls",
+    "test_leaks.py": "forks",
+    "test_replication.py": "Litestream's wheel is for Unix",
+    "test_runbook.py": "the runbook is for a Unix shell",
+}
+collect_ignore = list(UNIX_ONLY) if sys.platform == "win32" else []
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -73,8 +86,15 @@ def pytest_configure(config: pytest.Config) -> None:
         warnings.filterwarnings("ignore", about, ResourceWarning)
 
 
+def pytest_report_header() -> list[str]:
+    return [f"not collected: {name} ({UNIX_ONLY[name]})" for name in collect_ignore]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        needs_unix = item.get_closest_marker("unix")
+        if needs_unix and sys.platform == "win32":
+            item.add_marker(pytest.mark.skip(reason=needs_unix.args[0]))
         if item.get_closest_marker("dependents") or item.get_closest_marker(
             "replication"
         ):

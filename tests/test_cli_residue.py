@@ -7,7 +7,6 @@ that old copies lie about; then the bytes of every file are searched.
 from __future__ import annotations
 
 import json
-import signal
 import sqlite3
 from contextlib import closing
 
@@ -108,7 +107,7 @@ def test_what_an_earlier_run_could_not_clean_up_the_next_one_does(
             f"where encryption_key_name != '{key_id(NEW)}'"
         ) != [(0,)]:
             assert killed.poll() is None
-        killed.send_signal(signal.SIGKILL)
+        killed.kill()
         killed.communicate(timeout=60)
     littered.ok("rotate-key")
     assert not found_in_files(littered, wraps)

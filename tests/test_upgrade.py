@@ -398,6 +398,7 @@ while True:
 """
 
 
+@pytest.mark.unix("forks")
 async def test_an_upgrade_killed_anywhere_loses_nothing_and_is_finished_later(
     make_datasette: MakeDatasette, internal: str, tmp_path: Path
 ) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import select
 import subprocess
-import termios
+import sys
 import time
 
+import pytest
 from support.console import Console, environment
+
+if sys.platform != "win32":
+    import fcntl
+    import pty
+    import termios
 
 
 class Terminal:
     def __init__(self, console: Console, *arguments: str, **variables: str) -> None:
+        if sys.platform == "win32":
+            pytest.skip("Windows has no terminal that a test can play")
         self._master, slave = pty.openpty()
         self._process = subprocess.Popen(
             console.command(*arguments),
