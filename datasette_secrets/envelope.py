@@ -55,6 +55,8 @@ CONTEXT_BYTES = 32
 WRAPPED_KEY_BYTES = NONCE_BYTES + TAG_BYTES + CONTEXT_BYTES + KEY_BYTES
 PADDING_BYTES = 256
 VALUE_MAX_BYTES = 65_536
+#: The longest `encrypted` of any value: a token of 0.x, a third longer than an envelope.
+ENCRYPTED_MAX_BYTES = (57 + VALUE_MAX_BYTES + 16 + 2) // 3 * 4
 ENCRYPTED_MIN_BYTES = NONCE_BYTES + PADDING_BYTES + TAG_BYTES
 
 _PERSON = b"dsecrets-v1"
@@ -325,10 +327,11 @@ def reseal(
 def upgrade(ring: KeyRing, name: object, version: object, token: object) -> Sealed:
     """The value that 0.x stored, sealed under the primary key as `version` of `name`.
 
-    `token`: what the row holds, of any size. Raises MissingExtra, and CannotUpgrade when
-    no key of the ring opens it or the row is damaged.
+    `token`: what the row holds, or the size of what is too large. Raises MissingExtra, and
+    CannotUpgrade when no key of the ring opens it, it is too large or the row is damaged.
     """
     fernet.require_fernet()
+    is_too_large = isinstance(token, int) and token > ENCRYPTED_MAX_BYTES
     if (
         type(name) is str
         and type(version) is int
@@ -341,8 +344,11 @@ def upgrade(ring: KeyRing, name: object, version: object, token: object) -> Seal
                 utf8.decode("utf-8")
             except ValueError:
                 continue
+            is_too_large = len(utf8) > VALUE_MAX_BYTES
+            if is_too_large:
+                break
             return Plaintext(utf8).seal_and_unseal(ring.primary, name, version)
-    raise CannotUpgrade(name, version)
+    raise CannotUpgrade(name, version, is_too_large=is_too_large)
 
 
 def check_wrap(name: object, version: object, row: Envelope) -> bytes:

@@ -78,16 +78,20 @@ class NeedsUpgrade(SecretsError):
 
 
 class CannotUpgrade(CannotOpen):
-    """What datasette-secrets 0.x stored opens with none of the configured master keys."""
+    """What 0.x stored opens with no configured master key, or is larger than a value is."""
 
     code = "cannot-upgrade"
 
-    def __init__(self, name: object, version: object) -> None:
+    def __init__(
+        self, name: object, version: object, *, is_too_large: bool = False
+    ) -> None:
         super().__init__(name, version)
+        stored = f"{name} version {version} was stored by datasette-secrets 0.x and "
         self.args = (
-            f"{name} version {version} was stored by datasette-secrets 0.x and opens "
-            "with no configured key: add the key that it was stored with to "
-            "encryption-key",
+            f"{stored}is larger than a value can be: set a shorter one"
+            if is_too_large
+            else f"{stored}opens with no configured key: add the key that it was stored "
+            "with to encryption-key",
         )
 
 

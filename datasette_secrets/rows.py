@@ -10,7 +10,10 @@ from .envelope import Sealed
 
 
 class Row(NamedTuple):
-    """A stored version with its envelope. From a damaged row, any field may be anything."""
+    """A stored version with its envelope. From a damaged row, any field may be anything.
+
+    Where `encrypted` is larger than that of any value it is its size, an int.
+    """
 
     id: int
     name: str

@@ -23,7 +23,7 @@ from .database import (
     transaction,
     tuple_cursor,
 )
-from .envelope import ENVELOPE_VERSION, Sealed
+from .envelope import ENCRYPTED_MAX_BYTES, ENVELOPE_VERSION, Sealed
 from .errors import InvalidSecret, VersionConflict
 from .rows import KeyCount as KeyCount
 from .rows import LastUse as LastUse
@@ -43,9 +43,16 @@ if TYPE_CHECKING:
 _USE_BUSY_TIMEOUT_MS = 40
 
 
+# What is too large to be any value's is never loaded: its size stands in its place.
+_ENCRYPTED = (
+    f"case when length(encrypted) > {ENCRYPTED_MAX_BYTES} then length(encrypted) "
+    "else encrypted end"
+)
+
+
 _ROW = (
-    "id, name, version, envelope_version, encryption_key_name, wrapped_key, encrypted, "
-    "deleted_at, last_used_at"
+    "id, name, version, envelope_version, encryption_key_name, wrapped_key, "
+    f"{_ENCRYPTED}, deleted_at, last_used_at"
 )
 
 
@@ -83,7 +90,7 @@ def _before_migration(sql: str) -> str:
 
 
 # Every column costs as much as a step of the cryptography: these do for nearly every read.
-_SELECT_CURRENT = f"""select id, version, encryption_key_name, wrapped_key, encrypted,
+_SELECT_CURRENT = f"""select id, version, encryption_key_name, wrapped_key, {_ENCRYPTED},
     last_used_at, deleted_at is null and envelope_version = {ENVELOPE_VERSION}
     from {TABLE} where name = :name {_ORDER}"""  # noqa: S608
 
@@ -630,7 +637,8 @@ def replace_envelopes(
     matched = conn.executemany(sql, parameters).rowcount
     with tuple_cursor(conn) as cursor:
         stored = cursor.execute(
-            f"""select id, {", ".join(columns)} from {TABLE}
+            f"""select id, {", ".join(columns).replace("encrypted", _ENCRYPTED)}
+            from {TABLE}
             where id in (select value from json_each(:ids))
             and not (encrypted is null and wrapped_key is null)""",  # noqa: S608
             {"ids": json.dumps(list(written))},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import sqlite3
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -236,6 +237,51 @@ async def test_an_upgrade_leaves_a_row_of_0x_that_no_key_of_the_ring_opens(
     assert attacker.row("OPENAI_API_KEY", 3)["encrypted"] == token
     with pytest.raises(NeedsUpgrade):
         await get_secret(datasette, "OPENAI_API_KEY")
+
+
+LARGE = 30_000_000
+
+
+async def test_what_is_larger_than_any_value_is_named_and_never_loaded(
+    datasette: Datasette, attacker: Attacker
+) -> None:
+    attacker.run(
+        f"update datasette_secrets set encrypted = zeroblob({LARGE}) "
+        "where name = 'OPENAI_API_KEY'"
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(CannotOpen):
+            await get_secret(datasette, "OPENAI_API_KEY")
+        for version in (1, 2):
+            with pytest.raises(CannotOpen):
+                await service.roll_back(datasette, "OPENAI_API_KEY", version)
+        verified = await rotation.verify(datasette)
+        report = await rotation.rotate(
+            datasette, new_data_keys=True, skip_unopenable=True
+        )
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    names = {problem.name for problem in (*verified.problems, *report.problems)}
+    assert names == {"OPENAI_API_KEY"}
+    assert peak < LARGE
+
+
+@pytest.mark.parametrize("size", [65_536, 65_537, 200_000])
+async def test_a_value_of_0x_that_is_too_large_is_named_and_left(
+    datasette: Datasette, attacker: Attacker, master_key: str, size: int
+) -> None:
+    token = Fernet(master_key).encrypt(b"x" * size)
+    attacker.put_token("OPENAI_API_KEY", 3, token)
+    report = await upgrade.upgrade(datasette)
+    if size == 65_536:
+        assert report.complete
+        assert await get_secret(datasette, "OPENAI_API_KEY") == "x" * size
+        return
+    [problem] = report.problems
+    assert "is larger than a value can be" in problem.message
+    assert attacker.row("OPENAI_API_KEY", 3)["encrypted"] == token
 
 
 async def test_a_leaked_data_key_forges_its_own_row_and_no_other(
