@@ -19,6 +19,8 @@ Each test file is named after what it tests:
     the code           test_layers (imports and SQL) · test_imports (import order and time)
                        test_deadlines (of the tests themselves)
     the documents      test_docs · test_docs_shell · test_runbook · test_security_claims
+                       test_docs_authors (the page for plugin authors)
+                       test_example_plugin
     what is published  test_distribution
     other packages     test_dependents (`make test-dependents` runs the slow ones)
                        test_replication (Litestream; `make test-replication` runs it)

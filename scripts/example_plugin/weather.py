@@ -1,12 +1,24 @@
-"""A plugin that needs an API key: it registers the key, and reads it when it is needed.
+"""An example plugin: it registers an API key with a check, and uses it.
 
-Its page, /-/weather, says whether the key can be read and never shows it. The same
-as JSON, for programs: /-/weather.json
+Its page, /-/weather, says whether there is a key, and reads none. The same service as JSON,
+/-/weather.json, uses the key. The service that it asks is a stand-in that runs beside it
+and accepts every key that begins with "weather-".
 """
 
+import functools
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx2
 from datasette import Response, hookimpl
 
-from datasette_secrets import Secret, SecretsError, get_secret
+from datasette_secrets import (
+    CheckResult,
+    Secret,
+    SecretsError,
+    get_secret,
+    secret_state,
+)
 
 API_KEY = "WEATHER_API_KEY"
 
@@ -15,12 +27,12 @@ PAGE = """
 {% block title %}Weather{% endblock %}
 {% block content %}
 <h1>Weather</h1>
-{% if state == "readable" %}
-  <p class="message-info">{{ name }} can be read: this plugin is ready to work.</p>
-{% elif state == "not set" %}
+{% if state.is_set %}
+  <p class="message-info">{{ name }} is set: this plugin is ready to work.</p>
+{% elif state.state == "not-set" %}
   <p class="message-warning">{{ name }} is not set.</p>
 {% else %}
-  <p class="message-error">{{ error.message }}</p>
+  <p class="message-error">{{ name }} cannot be read: its state is {{ state.state }}.</p>
 {% endif %}
 {% if may_set %}
   <p><a href="{{ urls.path('/-/secrets/' ~ name) }}">Set {{ name }}</a></p>
@@ -37,6 +49,8 @@ def register_secrets():
             description="The weather plugin asks for forecasts with it",
             obtain_url="https://weather.example.com/api-keys",
             obtain_label="Get a weather API key",
+            check=check,
+            looks_like="^weather-",
         )
     ]
 
@@ -51,24 +65,67 @@ def menu_links(datasette):
     return [{"href": datasette.urls.path("/-/weather"), "label": "Weather"}]
 
 
+async def check(api_key):
+    status = await ask_service(api_key)
+    if status == 200:
+        return CheckResult("works", "The weather service accepts this key")
+    if status == 401:
+        return CheckResult("rejected", "The weather service does not accept this key")
+    return CheckResult("unknown", f"The weather service answered with status {status}")
+
+
 async def page(datasette, request):
     template = datasette.get_jinja_environment(request).from_string(PAGE)
-    may_set = await datasette.allowed(action="manage-secrets", actor=request.actor)
-    report = await status(datasette, request.actor)
-    context = {"name": API_KEY, "may_set": may_set, **report}
+    context = {
+        "name": API_KEY,
+        "state": await secret_state(datasette, API_KEY),
+        "may_set": await datasette.allowed(
+            action="manage-secrets", actor=request.actor
+        ),
+    }
     return Response.html(await datasette.render_template(template, context, request))
 
 
 async def page_json(datasette, request):
-    return Response.json({"ok": True, **await status(datasette, request.actor)})
+    return Response.json({"ok": True, **await forecast(datasette, request.actor)})
 
 
-async def status(datasette, actor):
-    """Whether the key can be read now, and if not, why."""
+async def forecast(datasette, actor):
+    """What the service says to the key, and if there is no key, why."""
     actor_id = actor["id"] if actor else None
     try:
         api_key = await get_secret(datasette, API_KEY, actor_id)
     except SecretsError as error:
         return {"state": "error", "error": {"code": error.code, "message": str(error)}}
-    # A real plugin would call its service with api_key here.
-    return {"state": "not set" if api_key is None else "readable", "error": None}
+    if api_key is None:
+        return {"state": "not set", "error": None}
+    status = await ask_service(api_key)
+    return {"state": "readable", "status": status, "error": None}
+
+
+async def ask_service(api_key):
+    # The service runs on this machine, so no proxy is asked.
+    async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
+        headers = {"Authorization": f"Bearer {api_key}"}
+        response = await client.get(service_url() + "/forecast", headers=headers)
+    return response.status_code
+
+
+class Service(BaseHTTPRequestHandler):
+    """Stands in for the weather service. A real plugin has none of this."""
+
+    def do_GET(self):
+        accepted = self.headers["Authorization"].startswith("Bearer weather-")
+        self.send_response(200 if accepted else 401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@functools.cache
+def service_url():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"
