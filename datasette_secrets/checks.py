@@ -53,8 +53,8 @@ async def check_stored(
 
     Raises InvalidSecret where there is no check or no value, and what `get_secret` raises.
     """
-    secret = await find_check(datasette, name)
     state = await listing.secret_state(datasette, name)
+    secret = await find_check(datasette, name)
     if state.source is None:
         raise InvalidSecret(f"{name} has no value to check: it is {state.state}")
     # Of the environment nothing is stored, so no version is what was checked.

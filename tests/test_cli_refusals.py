@@ -29,6 +29,7 @@ COMMANDS = {
     "history": (("history", "OPENAI"), None),
     "set": (("set", "OPENAI"), "value"),
     "get": (("get", "OPENAI"), None),
+    "check": (("check", "OPENAI"), None),
     "import": (("import", "-"), "A=1\n"),
     "delete": (("delete", "OPENAI", "--yes"), None),
     "restore": (("restore", "DELETED", "--yes"), None),

@@ -1,4 +1,4 @@
-"""From the shell: set, get, list, history, import, delete, restore, roll back, destroy."""
+"""From the shell: set, get, list, history, import, delete, destroy, check …"""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from support.console import DATASETTE, Console, sentence
+from support.console import DATASETTE, Console, plugin, sentence
 from support.terminal import Terminal
+
+from datasette_secrets import CheckResult, Secret
 
 CREATE = "--create"
 
@@ -562,3 +564,62 @@ def test_generate_encryption_key_prints_a_key_and_nothing_else() -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert "sk-1" not in done.stderr
+
+
+# check
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "said"),
+    [
+        ("works", 0, "OPENAI works: the provider said so\n"),
+        ("rejected", 1, "OPENAI was rejected: the provider said so\n"),
+        ("unknown", 3, "OPENAI could not be checked: the provider said so\n"),
+    ],
+)
+def test_check_says_what_the_check_says(
+    filled: Console, outcome: str, code: int, said: str
+) -> None:
+    given = []
+
+    async def ask(value: str) -> CheckResult:
+        given.append(value)
+        return CheckResult(outcome, "the provider said so")
+
+    with plugin(register_secrets=lambda: [Secret("OPENAI", check=ask)]):
+        result = filled.run("check", "OPENAI", "--actor", "ann")
+    assert (result.exit_code, result.stdout, result.stderr) == (code, said, "")
+    assert given == [filled.value("OPENAI")]
+    [logged] = filled.sql(
+        "select actor_id, via, name, version, detail from datasette_secrets_log "
+        "where action = 'check-secret'"
+    )
+    version = filled.json("history", "OPENAI")["versions"][0]["version"]
+    assert logged == (
+        "ann",
+        "shell",
+        "OPENAI",
+        version,
+        f'{{"outcome": "{outcome}"}}',
+    )
+
+
+def test_check_shows_no_value_of_a_check_that_raises(filled: Console) -> None:
+    async def ask(value: str) -> bool:
+        raise ValueError(value)
+
+    with plugin(register_secrets=lambda: [Secret("OPENAI", check=ask)]):
+        result = filled.run("check", "OPENAI")
+    assert result.exit_code == 3
+    assert result.output == (
+        "OPENAI could not be checked: The check failed with ValueError\n"
+    )
+
+
+def test_check_needs_a_check_and_a_value(filled: Console) -> None:
+    async def ask(_: str) -> bool:
+        raise AssertionError("it was called")
+
+    assert "No plugin registered a check" in filled.refused("check", "OPENAI")
+    with plugin(register_secrets=lambda: [Secret("UNSET", check=ask)]):
+        assert "has no value to check" in filled.refused("check", "UNSET")

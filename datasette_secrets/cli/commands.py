@@ -22,6 +22,7 @@ COMMANDS = (
     reads.history,
     changes.set_,
     reads.get,
+    reads.check,
     changes.import_,
     changes.delete,
     changes.restore,

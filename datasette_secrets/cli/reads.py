@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .. import changes, listing, serialize, service, store
+from .. import changes, checks, listing, serialize, service, store
 from ..errors import DatabaseUnavailable, printable
 from ..events import Author
 from ..instance import get_instance, stop
@@ -97,6 +97,35 @@ async def get(datasette: Datasette, name: str, version: int | None, actor: str) 
         await service.log_read(datasette, name, version, author=Author(actor, "shell"))
     except DatabaseUnavailable as error:
         output.warn(f"This read was not logged. {error}")
+
+
+@click.command(cls=DatabaseCommand)
+@arguments.name
+@arguments.actor
+async def check(datasette: Datasette, name: str, actor: str) -> None:
+    """Ask the provider whether the value of a secret works
+
+    The plugin that registered the check is given what it would get itself, from this
+    shell's environment variable or the newest version, and asks the provider. Exit 0: the
+    value works. 1: it was rejected. 3: it could not be found out.
+
+    \b
+        datasette secrets check OPENAI_API_KEY -c datasette.yaml --internal internal.db
+    """
+
+    result = await checks.check_stored(datasette, name, author=Author(actor, "shell"))
+    await stop(datasette)
+    words, code = _OUTCOMES[result.outcome]
+    message = f": {printable(result.message)}" if result.message else ""
+    click.echo(f"{printable(name)} {words}{message}")
+    raise click.exceptions.Exit(code)
+
+
+_OUTCOMES = {
+    "works": ("works", 0),
+    "rejected": ("was rejected", 1),
+    "unknown": ("could not be checked", 3),
+}
 
 
 async def require_history(datasette: Datasette, name: str) -> list[store.Version]:
