@@ -418,7 +418,8 @@ def test_a_command_starts_no_plugin_and_writes_no_catalog(filled: Console) -> No
             filled.run(*arguments, input=given)
     assert not started
     tables = filled.sql("select name from sqlite_master where type = 'table'")
-    assert {name for (name,) in tables} == {"datasette_secrets", "_sqlite_migrations"}
+    ours = {"datasette_secrets", "datasette_secrets_log", "_sqlite_migrations"}
+    assert {name for (name,) in tables} == ours
 
 
 @pytest.mark.parametrize("name", ["status", "verify", "list", "history"])
