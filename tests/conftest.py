@@ -5,6 +5,7 @@ Each test file is named after what it tests:
     the library        test_secrets (the public API) · test_registered (what plugins register)
                        test_checks (of values, by plugins) · test_state
                        test_api (the JSON API) · test_pages
+                       test_pages_log and test_pages_checks (log, tests, dates)
                        test_permissions · test_config · test_envelope · test_rotation
                        test_upgrade · test_migrations · test_uses (last_used_at) · test_guard
     the commands       test_cli_values (set, get, list …) · test_cli_keys (rotate-key …)
@@ -38,6 +39,7 @@ Helpers are in tests/support:
     serving            a Datasette that answers real requests, in this process
     traffic            one of several processes that use a database at once
     servers            `datasette serve` processes, and clients that never stop asking
+    visitor            a browser without JavaScript, and plugins while a test lasts
 
 Frozen data is in tests/vectors.
 """

@@ -64,7 +64,7 @@ FOLDERS = {
         {"web"},
         {"web.actions"},
         {"web.secrets"},
-        {"web.encryption"},
+        {"web.encryption", "web.log"},
         {"web.answer"},
         {"web.present", "web.request"},
     ],

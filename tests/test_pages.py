@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MakeDatasette
 from cryptography.fernet import Fernet
-from datasette import hookimpl
 from datasette.app import Datasette
-from datasette.plugins import pm
+from support.visitor import Visitor, plugin
 
 from datasette_secrets import Secret, delete_secret, get_secret, set_secret
 from datasette_secrets.envelope import generate_master_key
@@ -24,51 +21,9 @@ from datasette_secrets.service import destroy_versions
 VALUE = "sk-live-4f9c0d1e"
 
 
-class Visitor:
-    """Root with a browser without JavaScript: pages, and forms as they stand."""
-
-    def __init__(self, datasette: Datasette) -> None:
-        self.datasette = datasette
-        self.cookies = {"ds_actor": datasette.client.actor_cookie({"id": "root"})}
-
-    async def get(self, path: str = "") -> Any:
-        return await self.datasette.client.get(
-            "/-/secrets" + path, cookies=self.cookies
-        )
-
-    async def post(self, path: str, **fields: Any) -> Any:
-        return await self.datasette.client.post(
-            "/-/secrets" + path, data=fields, cookies=self.cookies
-        )
-
-    async def messages(self, answer: Any) -> list[str]:
-        """The messages that the page after this answer shows."""
-        cookies = {**self.cookies, **dict(answer.cookies)}
-        page = await self.datasette.client.get(
-            answer.headers["location"], cookies=cookies
-        )
-        return re.findall(
-            r'<p class="message-(?:info|warning)">([^<]*)</p>\s*(?=<p|</div>)',
-            page.text,
-        )
-
-
 @pytest.fixture
 def visitor(datasette: Datasette) -> Visitor:
     return Visitor(datasette)
-
-
-@contextmanager
-def plugin(**hooks: Any) -> Iterator[None]:
-    """A plugin with these hooks, while it lasts."""
-    module = type(
-        "Plugin", (), {name: hookimpl(staticmethod(fn)) for name, fn in hooks.items()}
-    )
-    pm.register(module, name="a-plugin")
-    try:
-        yield
-    finally:
-        pm.unregister(name="a-plugin")
 
 
 def rows(page: Any) -> dict[str, str]:

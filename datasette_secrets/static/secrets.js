@@ -54,6 +54,36 @@
     count();
   }
 
+  // A hint, never a refusal, about what was typed or pasted into a value.
+  for (const value of document.querySelectorAll(".secrets-value")) {
+    const field = value.querySelector("textarea");
+    const hint = value.querySelector(".secrets-hint");
+    let pattern = null;
+    try {
+      if (value.dataset.looksLike) pattern = new RegExp(value.dataset.looksLike, "u");
+    } catch {
+      // A regular expression of Python that is none of JavaScript.
+    }
+    const about = (text) => {
+      if (!text) return "";
+      if (/^(["'`]).*\1$/su.test(text)) return "The value is in quotes. Quotes are stored too.";
+      if (/^(export\s+)?[A-Z_][A-Z0-9_]*=\S/u.test(text)) {
+        return "This looks like NAME=value. Enter only the value.";
+      }
+      if (/^[A-Z][A-Z0-9]*(_[A-Z0-9]+)+$/u.test(text)) {
+        return "This looks like the name of a secret. Enter its value.";
+      }
+      if (pattern && !pattern.test(text)) return "This does not look like the usual values.";
+      return "";
+    };
+    const say = () => {
+      hint.textContent = about(field.value.trim());
+      hint.hidden = !hint.textContent;
+    };
+    field.addEventListener("input", say);
+    addEventListener("pageshow", say);
+  }
+
   for (const command of document.querySelectorAll(".secrets-command")) {
     if (!navigator.clipboard) break;
     const button = document.createElement("button");

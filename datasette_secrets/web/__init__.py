@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .actions import delete_page, destroy_page, restore_page, rollback_page
+from .actions import check_page, delete_page, destroy_page, restore_page, rollback_page
 from .answer import LIST, is_allowed
 from .encryption import rotate_page, upgrade_page
+from .log import log_page
 from .secrets import add_page, list_page, secret_page, set_page
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ ROUTES = (
     (r"^/-/secrets/-/add$", add_page),
     (r"^/-/secrets/-/rotate$", rotate_page),
     (r"^/-/secrets/-/upgrade$", upgrade_page),
+    (r"^/-/secrets/-/log(?P<format>\.json)?$", log_page),
     (rf"{_SECRET}/set$", set_page),
+    (rf"{_SECRET}/check$", check_page),
     (rf"{_SECRET}/delete$", delete_page),
     (rf"{_SECRET}/restore$", restore_page),
     (rf"{_SECRET}/rollback$", rollback_page),

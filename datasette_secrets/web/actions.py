@@ -10,22 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from datasette.utils.asgi import Request, Response
 
-from .. import health, service, store
+from .. import changes, checks, health, service, store
 from ..errors import InvalidSecret
 from ..instance import get_instance
 from . import present
 from .answer import Done, as_sentence, change, not_allowed, page, view
 from .request import Body, Refused, author, method, number, secret_name, wants_json
-from .secrets import expected, history_rows, require
+from .secrets import describe, expected, history_rows, require, show_secret
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
     Act = Callable[[Datasette, Request, str, Body], Awaitable[Done]]
-
-
-#: How many versions a message names; of more it says how many.
-_NUMBERS_MAX = 10
 
 
 @view("GET", "POST")
@@ -52,6 +48,28 @@ async def destroy_page(datasette: Datasette, request: Request) -> Response:
     """`/-/secrets/NAME/-/destroy`"""
     fields = ("version", "versions")
     return await _page(datasette, request, "destroy", fields, _destroy)
+
+
+@view("POST")
+async def check_page(datasette: Datasette, request: Request) -> Response:
+    """`POST /-/secrets/NAME/-/check`: give the value to the check of its plugin."""
+    name = secret_name(request)
+
+    async def show_form(**what: Any) -> Response:
+        return await show_secret(datasette, request, name, **what)
+
+    async def perform(sent: Body) -> Done:
+        result = await checks.check_stored(datasette, name, author=author(request))
+        return _done(
+            datasette,
+            name,
+            f"{name} was tested. {describe(result)}",
+            outcome=result.outcome,
+            message=result.message,
+        )
+
+    await require(datasette, name)
+    return await change(datasette, request, (), perform, show_form)
 
 
 async def _page(
@@ -138,7 +156,7 @@ async def _destroy(
     return _done(
         datasette,
         name,
-        f"{_enumerate(versions)} of {name} destroyed",
+        f"{present.enumerate_versions(versions).capitalize()} of {name} destroyed",
         warnings=[as_sentence(cleaned.remains)] if cleaned.remains else [],
         versions=versions,
         destroyed=destroyed,
@@ -146,23 +164,16 @@ async def _destroy(
     )
 
 
-def _enumerate(versions: list[Any]) -> str:
-    """These versions in a message, which a cookie carries: browsers drop a large one."""
-    if len(versions) > _NUMBERS_MAX:
-        return health.count_versions(len(versions))
-    return f"Version{'s' * (len(versions) > 1)} {', '.join(map(str, versions))}"
-
-
 def _done(
     datasette: Datasette,
     name: str,
-    message: str,
+    said: str,
     *,
     warnings: list[str] | None = None,
     **content: Any,
 ) -> Done:
     url = present.secret_url(datasette, name)
-    return Done({"name": name, **content}, message, url, warnings or [])
+    return Done({"name": name, **content}, said, url, warnings or [])
 
 
 async def _confirmation(
@@ -181,7 +192,8 @@ async def _confirmation(
     history = await store.history(instance.db, name)
     if not history:
         raise InvalidSecret(f"Nothing is stored for {name}")
-    rows = history_rows(instance, history)
+    past = await changes.past(instance.db, name)
+    rows = history_rows(instance, history, past)
     asked = sent.all("version") if sent else request.args.getlist("version")
     chosen = {str(version) for version in asked}
     if request.args.get("old"):
@@ -198,7 +210,9 @@ async def _confirmation(
         request,
         action,
         {
-            "show": await present.presenter(datasette, history),
+            "show": await present.presenter(
+                datasette, history, past.destroyed.values()
+            ),
             "secret": listed,
             "rows": [row for row in rows if not row.of.is_destroyed],
             "newest": rows[0],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datasette.utils import tilde_encode
 
@@ -13,7 +13,7 @@ from .. import config, listing, registry, serialize
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-    from .. import store
+    from .. import changes, store
 
 
 class Moment(NamedTuple):
@@ -32,12 +32,19 @@ class Stamp(NamedTuple):
 
 
 class HistoryRow(NamedTuple):
-    """A version, as the history shows it. `note`: "" between two that have the same."""
+    """A version, as the history shows it. `note`: "" between two that have the same.
+
+    `rolled_back_from`: the version whose value it has. `destroyed`: the row of the log.
+    `copies`: the other versions with a value that are known to have the same.
+    """
 
     of: store.Version
     state: str
     is_newest: bool
     note: str
+    rolled_back_from: int | None
+    destroyed: changes.Entry | None
+    copies: list[int]
 
 
 class Presenter:
@@ -55,6 +62,25 @@ class Presenter:
         "needs-upgrade": "Needs upgrade",
         "needs-key": "Master key missing",
     }
+    actions: Mapping[str, str] = {
+        "set-secret": "Saved",
+        "set-note": "Changed the note",
+        "set-renew-by": "Changed the date to renew by",
+        "delete-secret": "Deleted",
+        "restore-secret": "Restored",
+        "destroy-secret": "Destroyed",
+        "check-secret": "Tested",
+        "get-secret": "Read in the shell",
+        "rotate-encryption-key": "Rotated",
+        "upgrade-secrets": "Upgraded",
+    }
+    doors: Mapping[str, str] = {
+        "page": "page",
+        "api": "JSON API",
+        "shell": "shell",
+        "plugin": "plugin",
+        "start": "start of the server",
+    }
     outcomes: Mapping[str, str] = {
         "works": "Works",
         "rejected": "Rejected",
@@ -68,6 +94,10 @@ class Presenter:
         self._names = names
         self._now = now
 
+    def enumerate(self, versions: list[Any]) -> str:
+        """`version 1`, `versions 1, 2`, or of many `37 versions`."""
+        return enumerate_versions(versions)
+
     def url(self, name: str, action: str = "") -> str:
         """The address of a secret's page, or of one of its actions."""
         return secret_url(self._datasette, name, action)
@@ -76,6 +106,25 @@ class Presenter:
         """The environment variable that overrides what is stored."""
         return config.ENV_PREFIX + name
 
+    def detail(self, entry: changes.Entry) -> str:
+        """What else is known of a row of the log."""
+        known = entry.detail
+        parts = []
+        if "rolled_back_from" in known:
+            parts.append(f"from version {known['rolled_back_from']}")
+        if "outcome" in known:
+            parts.append(self.outcomes.get(known["outcome"], ""))
+        if "renew_by" in known:
+            parts.append(str(known["renew_by"] or "no date"))
+        versions = known.get("versions")
+        if isinstance(versions, list):
+            parts.append(enumerate_versions(versions))
+        elif versions is not None:
+            parts.append(f"{versions} version{'' if versions == 1 else 's'}")
+        if isinstance(known.get("pruned"), list):
+            parts.append(f"removed {enumerate_versions(known['pruned'])}")
+        return "; ".join(filter(None, parts))
+
     def stamp(self, at: object, by: object) -> Stamp:
         """When and by whom, from two columns."""
         who = str(by) if by else None
@@ -83,10 +132,12 @@ class Presenter:
 
 
 async def presenter(
-    datasette: Datasette, versions: Iterable[store.Version | None]
+    datasette: Datasette,
+    versions: Iterable[store.Version | None],
+    entries: Iterable[changes.Entry] = (),
 ) -> Presenter:
-    """A presenter that knows everybody whom these versions name."""
-    ids = {
+    """A presenter that knows everybody whom these versions and rows of the log name."""
+    ids = {entry.actor_id for entry in entries if entry.actor_id} | {
         actor_id
         for version in versions
         if version is not None
@@ -100,6 +151,17 @@ async def presenter(
     }
     now = datetime.datetime.now(datetime.timezone.utc)
     return Presenter(datasette, await actor_names(datasette, ids), now)
+
+
+#: How many versions a sentence names; of more it says how many.
+_NUMBERS_MAX = 10
+
+
+def enumerate_versions(versions: list[Any]) -> str:
+    """`version 1`, `versions 1, 2`, or of many `37 versions`."""
+    if len(versions) > _NUMBERS_MAX:
+        return f"{len(versions):,} versions"
+    return f"version{'s' * (len(versions) > 1)} {', '.join(map(str, versions))}"
 
 
 async def actor_names(datasette: Datasette, ids: set[str]) -> dict[str, str]:

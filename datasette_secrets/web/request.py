@@ -89,6 +89,12 @@ def flag(sent: Body, field: str) -> bool:
     return bool(flag)
 
 
+def renew_by(sent: Body) -> Any:
+    """The date that was sent, for the service to judge; None for none."""
+    date = sent.first("renew_by")
+    return (date.strip() or None) if isinstance(date, str) and sent.is_form else date
+
+
 def is_number(number: object) -> bool:
     return type(number) is int and 0 <= number <= schema.VERSION_MAX
 

@@ -13,6 +13,7 @@ from datasette.utils.asgi import Request, Response
 
 from .. import (
     changes,
+    checks,
     config,
     database,
     health,
@@ -23,6 +24,7 @@ from .. import (
     service,
     store,
 )
+from ..envelope import Plaintext
 from ..errors import InvalidSecret, VersionConflict
 from ..instance import Instance, get_instance
 from . import present
@@ -32,9 +34,11 @@ from .request import (
     Body,
     Refused,
     author,
+    flag,
     is_number,
     method,
     number,
+    renew_by,
     secret_name,
     wants_json,
 )
@@ -42,8 +46,14 @@ from .request import (
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
+    from ..registry import CheckResult
+
 
 PAGE_SIZE = 100
+
+
+#: How many rows of the log the page of a secret shows.
+LOG_ROWS = 10
 
 
 JSON_PAGE_SIZE_MAX = 1_000
@@ -161,7 +171,7 @@ async def secret_page(datasette: Datasette, request: Request) -> Response:
     if method(request) == "GET":
         if wants_json(request):
             return await _secret_json(datasette, name)
-        return await _secret_page(datasette, request, name)
+        return await show_secret(datasette, request, name)
     if request.url_vars.get("format"):
         raise not_allowed("GET")
     await require(datasette, name)
@@ -202,7 +212,7 @@ async def _secret_json(datasette: Datasette, name: str) -> Response:
     )
 
 
-async def _secret_page(
+async def show_secret(
     datasette: Datasette,
     request: Request,
     name: str,
@@ -211,11 +221,14 @@ async def _secret_page(
     error: str = "",
     status: int = 200,
 ) -> Response:
+    """The page of a secret. `sent`, `error`: what was refused, and why."""
     listed = await require(datasette, name)
     instance = get_instance(datasette)
     history = await store.history(instance.db, name)
     start = _start_of_page(request, len(history))
-    rows = history_rows(instance, history)[start : start + PAGE_SIZE]
+    past = await changes.past(instance.db, name)
+    rows = history_rows(instance, history, past)[start : start + PAGE_SIZE]
+    log = await changes.entries(instance.db, name=name, limit=LOG_ROWS)
     url = present.secret_url(datasette, name)
     return await page(
         datasette,
@@ -223,7 +236,9 @@ async def _secret_page(
         "secret",
         {
             "show": await present.presenter(
-                datasette, [listed.newest, *(row.of for row in rows)]
+                datasette,
+                [listed.newest, *(row.of for row in rows)],
+                [*log, *past.destroyed.values()],
             ),
             "secret": listed,
             "rows": rows,
@@ -236,7 +251,16 @@ async def _secret_page(
             if history
             else "not-set",
             "expected_version": expected(history),
-            "typed": _typed(sent, note=history[0].note if history else None),
+            "typed": _typed(
+                sent,
+                note=history[0].note if history else "",
+                renew_by=history[0].renew_by if history else "",
+            ),
+            "rolled_back_from": history
+            and past.rolled_back_from.get(history[0].version),
+            "log": log,
+            "log_url": f"{datasette.urls.path(LIST)}/-/log?{urlencode({'name': name})}",
+            "can_check": bool(listed.registered and listed.registered.check),
             "is_temporary": database.is_temporary(instance.db),
             "note_max": service.NOTE_MAX_CHARACTERS,
             "missing_configuration": instance.settings.missing,
@@ -282,7 +306,7 @@ def expected(history: list[store.Version]) -> object:
 
 
 def history_rows(
-    instance: Instance, history: list[store.Version]
+    instance: Instance, history: list[store.Version], past: changes.Past
 ) -> list[present.HistoryRow]:
     """The rows of these versions. A note is left out between two that have the same."""
     same = {
@@ -290,12 +314,16 @@ def history_rows(
         for newer, each, older in zip(history, history[1:], history[2:], strict=False)
         if newer.note == each.note == older.note
     }
+    readable = {each.version for each in history if not each.is_destroyed}
     return [
         present.HistoryRow(
             version,
             listing.version_state(instance, version),
             is_newest=version.id == history[0].id,
             note="" if version.id in same else str(version.note or ""),
+            rolled_back_from=past.rolled_back_from.get(version.version),
+            destroyed=past.destroyed.get(version.version),
+            copies=[each for each in past.copies(version.version) if each in readable],
         )
         for version in history
     ]
@@ -314,7 +342,7 @@ async def add_page(datasette: Datasette, request: Request) -> Response:
     if method(request) == "GET":
         return await show_form()
     return await change(
-        datasette, request, ("name", "secret", "note"), perform, show_form
+        datasette, request, ("name", "secret", "note", "renew_by"), perform, show_form
     )
 
 
@@ -330,6 +358,7 @@ async def _add(datasette: Datasette, request: Request, sent: Body) -> Done:
             name,
             sent.take_value("secret"),
             note=_note(sent),
+            renew_by=renew_by(sent),
             author=author(request),
             expected_version=0,
         )
@@ -377,7 +406,7 @@ async def _add_page(
         request,
         "add",
         {
-            "typed": _typed(sent, name="", note=""),
+            "typed": _typed(sent, name="", note="", renew_by=""),
             "twin": sent and await listing.case_twin(datasette, sent.typed("name")),
             "is_temporary": database.is_temporary(instance.db),
             "name_max": service.NAME_MAX_CHARACTERS,
@@ -393,40 +422,78 @@ async def _add_page(
 
 async def _set(datasette: Datasette, request: Request, name: str) -> Response:
     async def show_form(**what: Any) -> Response:
-        return await _secret_page(datasette, request, name, **what)
+        return await show_secret(datasette, request, name, **what)
 
     async def perform(sent: Body) -> Done:
         return await _store(datasette, request, name, sent)
 
     return await change(
-        datasette, request, ("value", "note", "expected_version"), perform, show_form
+        datasette,
+        request,
+        ("value", "note", "renew_by", "check", "expected_version"),
+        perform,
+        show_form,
     )
 
 
 async def _store(datasette: Datasette, request: Request, name: str, sent: Body) -> Done:
-    """Store a new value; or with none, change the note."""
+    """Store a new value; or with none, change the note and the date to renew by."""
     field = "secret" if sent.is_form and sent.has("secret") else "value"
     expected_version = number(sent, "expected_version")
+    content: dict[str, Any] = {"name": name}
     warnings = []
     if sent.is_form and sent.has("expected_note"):
         await _check_note_unchanged(datasette, name, sent)
     if sent.has_value(field):
+        checked = None
+        if flag(sent, "check"):
+            checked = await _check(datasette, request, name, sent, field)
+            content |= {"check": checked.outcome, "message": checked.message}
         version = await service.set_value(
             datasette,
             name,
             sent.take_value(field),
             note=_note(sent),
+            renew_by=renew_by(sent),
             author=author(request),
             expected_version=expected_version,
+            checked=checked.outcome if checked else None,
         )
         message = f"Secret {name} {'stored' if version == 1 else 'updated'}"
+        if checked:
+            message += f". {describe(checked)}"
         warnings = _overridden(datasette, name)
     else:
-        version, message = await _set_note(
+        version, message = await _describe(
             datasette, request, name, sent, expected_version
         )
-    content = {"name": name, "version": version}
+    content["version"] = version
     return Done(content, message, datasette.urls.path(LIST), warnings)
+
+
+async def _check(
+    datasette: Datasette, request: Request, name: str, sent: Body, field: str
+) -> CheckResult:
+    """What the plugin's check says of the value. Raises Refused if it is rejected."""
+    try:
+        value = Plaintext.parse(sent.take_value(field))
+    except InvalidSecret as error:
+        raise InvalidSecret(f"The value of {name} cannot be stored: {error}") from None
+    result = await checks.check_new(datasette, name, value, author=author(request))
+    if result.outcome == "rejected":
+        said = f": {result.message}" if result.message else ""
+        raise Refused(
+            400,
+            f"Not saved, because the value was rejected{said}. Enter it again, or choose "
+            "“Save without testing”",
+        )
+    return result
+
+
+def describe(result: CheckResult) -> str:
+    """The outcome of a check in a message."""
+    said = f": {result.message}" if result.message else ""
+    return present.Presenter.outcomes[result.outcome] + said
 
 
 async def _check_note_unchanged(datasette: Datasette, name: str, sent: Body) -> None:
@@ -445,32 +512,41 @@ async def _check_note_unchanged(datasette: Datasette, name: str, sent: Body) -> 
         )
 
 
-async def _set_note(
+async def _describe(
     datasette: Datasette,
     request: Request,
     name: str,
     sent: Body,
     expected_version: int | None,
 ) -> tuple[int, str]:
-    note = _note(sent)
-    if note is None:
+    """Change the note, the date to renew by, or both: the version, and what was done."""
+    note, date = _note(sent), renew_by(sent)
+    dated = (sent.is_form and sent.has("renew_by")) or date is not None
+    if note is None and not dated:
         raise InvalidSecret(f"{name} needs a value, a note, or both")
     listed = await listing.find_secret(datasette, name)
     if listed is None or listed.newest is None:
         raise InvalidSecret(f"{name} needs a value: none is stored yet")
-    if sent.is_form and note == (listed.newest.note or ""):
-        return (
-            listed.newest.version,
-            "Nothing to save: enter a value or change the note",
+    version, message = listed.newest.version, ""
+    if note is not None and not (sent.is_form and note == (listed.newest.note or "")):
+        version = await service.set_note(
+            datasette,
+            name,
+            note,
+            author=author(request),
+            expected_version=expected_version,
         )
-    version = await service.set_note(
-        datasette,
-        name,
-        note,
-        author=author(request),
-        expected_version=expected_version,
-    )
-    return version, f"Note updated: {name}"
+        message = f"Note updated: {name}"
+    if dated and date != listed.newest.renew_by:
+        version = await service.set_renew_by(
+            datasette,
+            name,
+            date,
+            author=author(request),
+            expected_version=expected_version,
+        )
+        message = message or f"Date updated: {name}"
+    return version, message or "Nothing to save: enter a value or change the note"
 
 
 def _note(sent: Body) -> Any:
