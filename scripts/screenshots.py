@@ -24,9 +24,11 @@ from datasette.app import Datasette
 from datasette.plugins import pm
 from playwright.async_api import Browser, async_playwright
 
-from datasette_secrets import Secret, delete_secret, set_secret
+from datasette_secrets import CheckResult, Secret, delete_secret
+from datasette_secrets.checks import check_stored
 from datasette_secrets.envelope import generate_master_key
-from datasette_secrets.service import destroy_versions
+from datasette_secrets.events import Author
+from datasette_secrets.service import destroy_versions, set_renew_by, set_value
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -34,13 +36,23 @@ sys.path.insert(0, str(ROOT / "tests"))
 from support.serving import served  # noqa: E402
 
 FOLDER = ROOT / ".github" / "screenshots"
+REJECTED = "sk-proj-a-key-that-was-revoked"
 DESKTOP = {"width": 1200, "height": 800}
 PHONE = {"width": 360, "height": 740}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
+async def check(value: str) -> CheckResult | bool:
+    """What the provider of the scenes says."""
+    if value == REJECTED:
+        return CheckResult("rejected", "OpenAI does not know this key")
+    return True
+
+
 class Plugin:
     """What the plugins of the scenes ask for, and what their people are called."""
+
+    __name__ = "datasette-extract"
 
     @hookimpl
     def register_secrets(self) -> list[Secret]:
@@ -50,6 +62,8 @@ class Plugin:
                 "Used to answer questions about your data",
                 "https://platform.openai.com/api-keys",
                 "Get an API key",
+                check=check,
+                looks_like="^sk-",
             ),
             Secret(
                 "OPENCAGE_API_KEY",
@@ -90,7 +104,8 @@ class Scene:
     async def store(self, name: str, note: str, by: str, times: int = 1) -> None:
         for number in range(times):
             value = f"a value, the {number}th"
-            await set_secret(self.datasette, name, value, note=note, actor_id=by)
+            author = Author(by, "page")
+            await set_value(self.datasette, name, value, note=note, author=author)
 
     def sql(self, statement: str, *parameters: Any) -> None:
         with contextlib.closing(sqlite3.connect(str(self.path))) as conn, conn:
@@ -105,6 +120,13 @@ class Scene:
             hours_ago(updated),
             used and hours_ago(used),
             None if used is None else "23" if version % 2 else "17",
+            name,
+            version,
+        )
+        self.sql(
+            "update datasette_secrets_log set at = ? where name = ? and version = ? "
+            "and action = 'set-secret'",
+            hours_ago(updated),
             name,
             version,
         )
@@ -145,7 +167,13 @@ async def every_state() -> Scene:
     await scene.store("MAPBOX_TOKEN", "Leaked in May", "17")
     await delete_secret(scene.datasette, "MAILGUN_KEY", actor_id="17")
     await destroy_versions(scene.datasette, "MAPBOX_TOKEN", [1])
-    await destroy_versions(scene.datasette, "OPENAI_API_KEY", [1])
+    ada = Author("17", "page")
+    await destroy_versions(scene.datasette, "OPENAI_API_KEY", [1], author=ada)
+    await check_stored(scene.datasette, "OPENAI_API_KEY", author=ada)
+    today = datetime.datetime.now(datetime.timezone.utc).date()
+    for name, days in (("STRIPE_SECRET_KEY", 9), ("GITHUB_TOKEN", 120)):
+        date = (today + datetime.timedelta(days)).isoformat()
+        await set_renew_by(scene.datasette, name, date, author=ada)
     for name, version, updated, used in (
         ("LEGACY_CRM_TOKEN", 1, 7000, 5500),
         ("OPENAI_API_KEY", 1, 4300, 2200),
@@ -211,7 +239,12 @@ async def conflict(page: Any) -> None:
     """Save on a form that was opened before the newest version."""
     await page.eval_on_selector("[name=expected_version]", "field => field.value = 3")
     await page.fill("[name=secret]", "typed too late")
-    await page.click("[type=submit]")
+    await page.click("text=Save without testing")
+
+
+async def rejected(page: Any) -> None:
+    await page.fill("[name=secret]", REJECTED)
+    await page.click("[name=check]")
 
 
 async def typed(page: Any) -> None:
@@ -232,6 +265,8 @@ SHOTS: list[
             ("nothing-found", "/-/secrets?q=zzz", None),
             ("secret", SECRET, typed),
             ("conflict", SECRET, conflict),
+            ("rejected", SECRET, rejected),
+            ("log", "/-/secrets/-/log", None),
             ("environment", "/-/secrets/SMTP_PASSWORD", None),
             ("not-set", "/-/secrets/OPENCAGE_API_KEY", None),
             ("deleted", "/-/secrets/MAILGUN_KEY", None),
@@ -253,7 +288,7 @@ SHOTS: list[
     (temporary, [("temporary", "/-/secrets", None)]),
 ]
 ALSO_ON_A_PHONE = (
-    *("list", "secret", "conflict", "destroy", "unconfigured", "rotate", "add"),
+    *("list", "secret", "conflict", "destroy", "unconfigured", "rotate", "add", "log"),
 )
 ALSO_IN_THE_DARK = ("list", "secret")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from datasette.utils.asgi import Response
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from support.serving import served
 
-from datasette_secrets import Secret, get_secret, set_secret
+from datasette_secrets import CheckResult, Secret, get_secret, set_secret
 from datasette_secrets.envelope import generate_master_key
 
 pytestmark = pytest.mark.browser
@@ -27,6 +28,13 @@ VALUE = "sk-live-4f9c0d1e"
 PEM = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADAN\n-----END PRIVATE KEY-----"
 WIDE = {"width": 1100, "height": 800}
 PHONE = {"width": 360, "height": 740}
+
+
+async def check(value: str) -> CheckResult:
+    """What the provider of TESTED says: it knows one key."""
+    if value == VALUE:
+        return CheckResult("works", "Signed in as ann")
+    return CheckResult("rejected", "Nobody has this key")
 
 
 class Plugin:
@@ -39,6 +47,8 @@ class Plugin:
             Secret("WAITED_FOR", "Used for <em>maps</em>", url, "Get a key"),
             Secret("WAITED_FOR_TOO", "Used for maps", url, "Get a key"),
             Secret("NEVER_SET", "Used for nothing"),
+            Secret("TESTED", "Used for tests", check=check, looks_like="^sk-"),
+            Secret("TESTED_TOO", "Used for tests", check=check),
         ]
 
     @hookimpl
@@ -290,7 +300,101 @@ def test_the_older_key_and_what_0x_stored_are_dealt_with(
     assert read(page, site, "FROM_0X") == "old"
 
 
+@pytest.mark.parametrize("javascript", [True, False], ids=["script", "no script"])
+def test_a_value_is_tested_before_it_is_saved_on_a_phone(
+    visit: Visit, site: Datasette, javascript: bool
+) -> None:
+    name = "TESTED" if javascript else "TESTED_TOO"
+    page = visit(f"/-/secrets/{name}", java_script_enabled=javascript, viewport=PHONE)
+    page.get_by_label("Value", exact=True).fill("sk-of-nobody")
+    page.get_by_label("Note").fill("of the phone")
+    page.get_by_role("button", name="Test and save").click()
+    expect(page.get_by_role("alert")).to_contain_text("Nobody has this key")
+    expect(page.get_by_label("Value", exact=True)).to_have_value("")
+    expect(page.get_by_label("Note")).to_have_value("of the phone")
+    assert read(page, site, name) == "not set"
+
+    page.get_by_label("Value", exact=True).fill("sk-of-nobody")
+    page.get_by_role("button", name="Save without testing").click()
+    expect(message(page)).to_contain_text(f"Secret {name} stored")
+    page.get_by_role("link", name=name, exact=True).click()
+    page.get_by_role("button", name="Test", exact=True).click()
+    expect(message(page)).to_contain_text("Rejected: Nobody has this key")
+
+    page.get_by_label("New value").fill(VALUE)
+    page.get_by_role("button", name="Test and save").click()
+    expect(message(page)).to_contain_text("Works: Signed in as ann")
+    expect(page.locator(f'[data-secret="{name}"]')).to_contain_text("Works, tested")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+@pytest.mark.parametrize("javascript", [True, False], ids=["script", "no script"])
+def test_what_was_done_is_in_the_log(
+    visit: Visit, site: Datasette, javascript: bool
+) -> None:
+    name = f"LOGGED_{javascript}".upper()
+    page = visit(java_script_enabled=javascript)
+    add(page, name)
+    page.get_by_role("link", name="Change log").click()
+    page.get_by_label("Name").fill(name)
+    page.get_by_role("button", name="Find").click()
+    row = page.locator("[data-change]")
+    expect(row).to_have_count(1)
+    expect(row).to_contain_text("Saved version 1")
+    expect(row).to_contain_text("by root")
+
+
 # What the script adds.
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ("'sk-live'", "in quotes"),
+        ("OPENAI_API_KEY=sk-live", "NAME=value"),
+        ("OPENAI_API_KEY", "looks like the name of a secret"),
+        ("pk-live", "does not look like the usual values"),
+    ],
+    ids=["quotes", "assignment", "name", "pattern"],
+)
+def test_a_value_that_looks_wrong_gets_a_hint(
+    visit: Visit, value: str, hint: str
+) -> None:
+    page = visit("/-/secrets/TESTED")
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url))
+    field = page.get_by_label(re.compile("^(New v|V)alue$"))
+    field.fill(value)
+    expect(page.locator(".secrets-hint")).to_contain_text(hint)
+    field.fill(VALUE)
+    expect(page.locator(".secrets-hint")).to_be_hidden()
+    assert sent == []
+
+
+def test_the_button_that_destroys_counts(visit: Visit) -> None:
+    page = visit("/-/secrets/WITH_HISTORY/-/destroy")
+    button = page.locator(".secrets-danger")
+    expect(button).to_be_disabled()
+    page.get_by_role("checkbox").first.check()
+    expect(button).to_have_value("Destroy 1 version")
+    page.get_by_role("link", name="Select all but the newest").click()
+    expect(button).to_have_value("Destroy 2 versions")
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [("/-/secrets/-/add", "Name"), ("/-/secrets/WITH_HISTORY", "New value")],
+    ids=["add", "secret"],
+)
+def test_the_first_field_has_the_focus(visit: Visit, path: str, label: str) -> None:
+    expect(visit(path).get_by_label(label, exact=True)).to_be_focused()
+
+
+def test_the_list_is_filtered_by_state(visit: Visit) -> None:
+    page = visit()
+    page.get_by_label("State").select_option("Not set")
+    expect(page.locator('[data-secret="NEVER_SET"]')).to_be_visible()
+    expect(page.locator('[data-secret="WITH_HISTORY"]')).to_have_count(0)
 
 
 def test_the_list_is_filtered_as_one_types(visit: Visit) -> None:
@@ -365,6 +469,8 @@ PAGES = {
     "restore": "/-/secrets/WITH_HISTORY/-/restore",
     "roll back": "/-/secrets/WITH_HISTORY/-/rollback?version=1",
     "destroy": "/-/secrets/WITH_HISTORY/-/destroy?old=1",
+    "log": "/-/secrets/-/log",
+    "with a check": "/-/secrets/TESTED",
     "rotate": "/-/secrets/-/rotate",
     "upgrade": "/-/secrets/-/upgrade",
 }

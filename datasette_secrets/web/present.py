@@ -64,8 +64,8 @@ class Presenter:
     }
     actions: Mapping[str, str] = {
         "set-secret": "Saved",
-        "set-note": "Changed the note",
-        "set-renew-by": "Changed the date to renew by",
+        "set-note": "Changed the note of",
+        "set-renew-by": "Changed the renewal date of",
         "delete-secret": "Deleted",
         "restore-secret": "Restored",
         "destroy-secret": "Destroyed",
