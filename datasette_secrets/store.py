@@ -41,26 +41,21 @@ if TYPE_CHECKING:
 
 
 _USE_BUSY_TIMEOUT_MS = 40
-
-
 # What is too large to be any value's is never loaded: its size stands in its place.
 _ENCRYPTED = (
     f"case when length(encrypted) > {ENCRYPTED_MAX_BYTES} then length(encrypted) "
     "else encrypted end"
 )
 
-
 _ROW = (
     "id, name, version, envelope_version, encryption_key_name, wrapped_key, "
     f"{_ENCRYPTED}, deleted_at, last_used_at"
 )
 
-
 _WRAP = (
     "id, name, version, envelope_version, encryption_key_name, wrapped_key, "
     "null, null, null"
 )
-
 
 _VERSION = (
     "id, name, version, note, encryption_key_name, created_at, created_by, updated_at, "
@@ -69,15 +64,12 @@ _VERSION = (
     "encrypted is not null and wrapped_key is null and envelope_version is null"
 )
 
-
 _DESTROYED = {"encrypted": None, "wrapped_key": None}
 
-
 _ORDER = "order by version desc, id limit 1"
-
-
 _NAMES = "(select value from json_each(:names))"
 
+_SELECT_VERSION = f"select {_VERSION} from {TABLE} where name = :name {_ORDER}"  # noqa: S608
 
 _SELECT_NEWEST = f"select {_ROW} from {TABLE} where name = :name {_ORDER}"  # noqa: S608
 
@@ -117,12 +109,8 @@ async def newest_version(reader: Reader, name: str) -> Row | None:
                 None,
                 used,
             )
-
-    def newest_secret_version(conn: sqlite3.Connection) -> Row | None:
-        rows = _select(conn, _SELECT_NEWEST, {"name": name})
-        return Row._make(rows[0]) if rows else None
-
-    return await read(reader.db, newest_secret_version)
+    rows = await _fetch(reader.db, _SELECT_NEWEST, {"name": name})
+    return Row._make(rows[0]) if rows else None
 
 
 def _select(
@@ -366,10 +354,7 @@ def is_stored(conn: sqlite3.Connection, name: str) -> bool:
 
 
 def _newest(conn: sqlite3.Connection, name: str) -> Version | None:
-    rows = conn.execute(
-        f"select {_VERSION} from {TABLE} where name = :name {_ORDER}",  # noqa: S608
-        {"name": name},
-    ).fetchall()
+    rows = conn.execute(_SELECT_VERSION, {"name": name}).fetchall()
     return _version(rows[0]) if rows else None
 
 
@@ -400,42 +385,34 @@ def _check_expected(name: str, newest: Version | None, expected: object) -> None
     raise VersionConflict(name, expected, actual, newest.updated_at, newest.updated_by)
 
 
+async def _fetch(
+    db: Database, sql: str, parameters: dict[str, object]
+) -> list[tuple[Any, ...]]:
+    def rows_of_secrets(conn: sqlite3.Connection) -> list[tuple[Any, ...]]:
+        return _select(conn, sql, parameters)
+
+    return await read(db, rows_of_secrets)
+
+
 async def newest(reader: Reader, name: str) -> Version | None:
     """What is known of the newest version of `name`. Raises DatabaseUnavailable."""
-    sql = f"select {_VERSION} from {TABLE} where name = :name {_ORDER}"  # noqa: S608
-    rows = await reader.select(sql, {"name": name})
+    rows = await reader.select(_SELECT_VERSION, {"name": name})
     if rows is None:
-
-        def newest_of_secret(conn: sqlite3.Connection) -> list[tuple[Any, ...]]:
-            return _select(conn, sql, {"name": name})
-
-        rows = await read(reader.db, newest_of_secret)
+        rows = await _fetch(reader.db, _SELECT_VERSION, {"name": name})
     return _version(rows[0]) if rows else None
 
 
 async def history(db: Database, name: str) -> list[Version]:
     """Every version of `name`, newest first. Raises DatabaseUnavailable."""
-
-    def secret_history(conn: sqlite3.Connection) -> list[Version]:
-        rows = _select(
-            conn,
-            f"select {_VERSION} from {TABLE} "  # noqa: S608
-            "where name = :name order by version desc, id",
-            {"name": name},
-        )
-        return [_version(row) for row in rows]
-
-    return await read(db, secret_history)
+    sql = f"""select {_VERSION} from {TABLE} where name = :name
+        order by version desc, id"""  # noqa: S608
+    return [_version(row) for row in await _fetch(db, sql, {"name": name})]
 
 
 async def names(db: Database) -> set[str]:
     """Every name under which something is stored. Raises DatabaseUnavailable."""
-
-    def secret_names(conn: sqlite3.Connection) -> set[str]:
-        sql = f"select distinct name from {TABLE} where typeof(name) = 'text'"  # noqa: S608
-        return {name for (name,) in _select(conn, sql, {})}
-
-    return await read(db, secret_names)
+    sql = f"select distinct name from {TABLE} where typeof(name) = 'text'"  # noqa: S608
+    return {name for (name,) in await _fetch(db, sql, {})}
 
 
 async def unusual_names(db: Database, key_ids: list[str]) -> set[str]:
@@ -444,35 +421,21 @@ async def unusual_names(db: Database, key_ids: list[str]) -> set[str]:
     One that was deleted or destroyed, that 0.x wrote, that needs another key, or that is
     to be renewed. Raises DatabaseUnavailable.
     """
-
-    def unusual_secret_names(conn: sqlite3.Connection) -> set[str]:
-        rows = _select(
-            conn,
-            f"""select distinct name from {TABLE} where typeof(name) = 'text'
-            and (deleted_at is not null or renew_by is not null or wrapped_key is null
-            or encryption_key_name not in (select value from json_each(:key_ids)))""",  # noqa: S608
-            {"key_ids": json.dumps(key_ids)},
-        )
-        return {name for (name,) in rows}
-
-    return await read(db, unusual_secret_names)
+    sql = f"""select distinct name from {TABLE} where typeof(name) = 'text'
+        and (deleted_at is not null or renew_by is not null or wrapped_key is null
+        or encryption_key_name not in (select value from json_each(:key_ids)))"""  # noqa: S608
+    rows = await _fetch(db, sql, {"key_ids": json.dumps(key_ids)})
+    return {name for (name,) in rows}
 
 
 async def newest_versions(db: Database, names: list[str]) -> list[Version]:
     """The newest version of each of these secrets. Raises DatabaseUnavailable."""
-
-    def newest_secret_versions(conn: sqlite3.Connection) -> list[Version]:
-        rows = _select(
-            conn,
-            f"""with each(each_name) as {_NAMES}
-            select {_VERSION} from each cross join {TABLE} on id = (
-                select id from {TABLE} where name = each_name {_ORDER}
-            )""",  # noqa: S608
-            {"names": json.dumps(names)},
-        )
-        return [_version(row) for row in rows]
-
-    return await read(db, newest_secret_versions)
+    sql = f"""with each(each_name) as {_NAMES}
+        select {_VERSION} from each cross join {TABLE} on id = (
+            select id from {TABLE} where name = each_name {_ORDER}
+        )"""  # noqa: S608
+    rows = await _fetch(db, sql, {"names": json.dumps(names)})
+    return [_version(row) for row in rows]
 
 
 async def last_uses(db: Database, names: list[str]) -> dict[str, LastUse]:
@@ -480,18 +443,11 @@ async def last_uses(db: Database, names: list[str]) -> dict[str, LastUse]:
 
     Raises DatabaseUnavailable.
     """
-
-    def last_uses_of_secrets(conn: sqlite3.Connection) -> dict[str, LastUse]:
-        # Beside max(), SQLite takes the other columns from the row that has it.
-        rows = _select(
-            conn,
-            f"""select name, max(last_used_at), last_used_by, version from {TABLE}
-            where name in {_NAMES} and last_used_at is not null group by name""",  # noqa: S608
-            {"names": json.dumps(names)},
-        )
-        return {name: LastUse(*used) for name, *used in rows}
-
-    return await read(db, last_uses_of_secrets)
+    # Beside max(), SQLite takes the other columns from the row that has it.
+    sql = f"""select name, max(last_used_at), last_used_by, version from {TABLE}
+        where name in {_NAMES} and last_used_at is not null group by name"""  # noqa: S608
+    rows = await _fetch(db, sql, {"names": json.dumps(names)})
+    return {name: LastUse(*used) for name, *used in rows}
 
 
 async def key_counts(db: Database) -> list[KeyCount]:
@@ -499,24 +455,16 @@ async def key_counts(db: Database) -> list[KeyCount]:
 
     Raises DatabaseUnavailable.
     """
-
-    def count_versions_per_key(conn: sqlite3.Connection) -> list[KeyCount]:
-        rows = _select(
-            conn,
-            f"""select encryption_key_name, count(*), 0 from {TABLE}
-            where wrapped_key is not null group by encryption_key_name
-            union all
-            select encryption_key_name, count(*), envelope_version is null
-            from {TABLE} where wrapped_key is null and encrypted is not null
-            group by encryption_key_name, envelope_version is null""",  # noqa: S608
-            {},
-        )
-        return [
-            KeyCount(str(key_id), versions, bool(legacy))
-            for key_id, versions, legacy in rows
-        ]
-
-    return await read(db, count_versions_per_key)
+    sql = f"""select encryption_key_name, count(*), 0 from {TABLE}
+        where wrapped_key is not null group by encryption_key_name
+        union all
+        select encryption_key_name, count(*), envelope_version is null
+        from {TABLE} where wrapped_key is null and encrypted is not null
+        group by encryption_key_name, envelope_version is null"""  # noqa: S608
+    return [
+        KeyCount(str(key_id), versions, bool(legacy))
+        for key_id, versions, legacy in await _fetch(db, sql, {})
+    ]
 
 
 async def versions_elsewhere(db: Database, key_id: str) -> list[Version]:
@@ -524,27 +472,15 @@ async def versions_elsewhere(db: Database, key_id: str) -> list[Version]:
 
     Raises DatabaseUnavailable.
     """
-
-    def secret_versions_elsewhere(conn: sqlite3.Connection) -> list[Version]:
-        rows = _select(
-            conn,
-            f"select {_VERSION} from {TABLE} where wrapped_key is not null "  # noqa: S608
-            "and encryption_key_name is not :key_id order by name, version desc",
-            {"key_id": key_id},
-        )
-        return [_version(row) for row in rows]
-
-    return await read(db, secret_versions_elsewhere)
+    sql = f"""select {_VERSION} from {TABLE} where wrapped_key is not null
+        and encryption_key_name is not :key_id order by name, version desc"""  # noqa: S608
+    return [_version(row) for row in await _fetch(db, sql, {"key_id": key_id})]
 
 
 async def count_versions(db: Database) -> int:
     """How many versions are stored, destroyed ones included. Raises DatabaseUnavailable."""
-
-    def count_secret_versions(conn: sqlite3.Connection) -> int:
-        rows = _select(conn, f"select count(*) from {TABLE}", {})  # noqa: S608
-        return int(rows[0][0]) if rows else 0
-
-    return await read(db, count_secret_versions)
+    rows = await _fetch(db, f"select count(*) from {TABLE}", {})  # noqa: S608
+    return int(rows[0][0]) if rows else 0
 
 
 async def rows_from(
@@ -562,28 +498,19 @@ async def rows_from(
     whatever it says. `legacy_only`: only rows of 0.x. `wraps_only`: read no values;
     `encrypted` is then None. Raises DatabaseUnavailable.
     """
-    columns = _WRAP if wraps_only else _ROW
-
-    def secret_rows(conn: sqlite3.Connection) -> Rows:
-        return Rows(
-            _select(
-                conn,
-                f"""select {columns} from {TABLE} where id >= :row_id
-                and not (encrypted is null and wrapped_key is null)
-                and (:key_id is null or encryption_key_name is not :key_id
-                    or (wrapped_key is null and envelope_version is null))
-                and (not :legacy_only or (wrapped_key is null and envelope_version is null))
-                order by id limit :limit""",  # noqa: S608
-                {
-                    "row_id": row_id,
-                    "limit": limit,
-                    "key_id": but_key_id,
-                    "legacy_only": legacy_only,
-                },
-            )
-        )
-
-    return await read(db, secret_rows)
+    sql = f"""select {_WRAP if wraps_only else _ROW} from {TABLE} where id >= :row_id
+        and not (encrypted is null and wrapped_key is null)
+        and (:key_id is null or encryption_key_name is not :key_id
+            or (wrapped_key is null and envelope_version is null))
+        and (not :legacy_only or (wrapped_key is null and envelope_version is null))
+        order by id limit :limit"""  # noqa: S608
+    parameters: dict[str, object] = {
+        "row_id": row_id,
+        "limit": limit,
+        "key_id": but_key_id,
+        "legacy_only": legacy_only,
+    }
+    return Rows(await _fetch(db, sql, parameters))
 
 
 async def rows_with_ids(
@@ -593,20 +520,10 @@ async def rows_with_ids(
 
     `wraps_only`: as in `rows_from`. Raises DatabaseUnavailable.
     """
-    columns = _WRAP if wraps_only else _ROW
-
-    def secret_rows_with_ids(conn: sqlite3.Connection) -> Rows:
-        return Rows(
-            _select(
-                conn,
-                f"""select {columns} from {TABLE}
-                where id in (select value from json_each(:ids))
-                and not (encrypted is null and wrapped_key is null) order by id""",  # noqa: S608
-                {"ids": json.dumps(ids)},
-            )
-        )
-
-    return await read(db, secret_rows_with_ids)
+    sql = f"""select {_WRAP if wraps_only else _ROW} from {TABLE}
+        where id in (select value from json_each(:ids))
+        and not (encrypted is null and wrapped_key is null) order by id"""  # noqa: S608
+    return Rows(await _fetch(db, sql, {"ids": json.dumps(ids)}))
 
 
 _ENVELOPE = ("envelope_version", "encryption_key_name", "wrapped_key", "encrypted")
