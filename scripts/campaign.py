@@ -2,7 +2,7 @@
 
     python scripts/campaign.py [--scale 1.0] [--seed N] [PART]...
 
-Parts: flips, writes, kills, traffic, model. Without one, all of them. Exits 1 if anything
+Parts: flips, writes, kills, traffic, servers, model. Without one, all of them. Exits 1 if anything
 was lost, half done or opened that should not have been. Needs Linux and a C compiler.
 """
 
@@ -33,10 +33,12 @@ import test_concurrency  # noqa: E402
 import test_envelope  # noqa: E402
 import test_faults  # noqa: E402
 import test_model  # noqa: E402
+import test_servers  # noqa: E402
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from hypothesis.stateful import run_state_machine_as_test  # noqa: E402
 from support import decoder, faults, traffic  # noqa: E402
+from support.console import Console  # noqa: E402
 
 from datasette_secrets import envelope  # noqa: E402
 
@@ -293,6 +295,21 @@ def traffic_(campaign: Campaign) -> None:
         campaign.tried(f"commands beside them, {journal}", commands[0])
 
 
+def servers(campaign: Campaign) -> None:
+    """Two servers get a new key in two steps, under a minute of reads and writes."""
+    folder = campaign.folder / "servers"
+    folder.mkdir()
+    report = test_servers.introduce_a_key(
+        test_servers.with_key_files(Console(folder)), seconds=campaign.times(60)
+    )
+    for failure in report["failures"]:
+        campaign.problem(f"a request while the key was introduced: {failure}")
+    if not report["as_written"] or not report["status"]["ok"]:
+        campaign.problem("after a new key, what is stored is not what was written")
+    campaign.tried("requests while a key was introduced", report["requests"])
+    campaign.tried("values written meanwhile, each there once", report["writes"])
+
+
 def model(campaign: Campaign) -> None:
     """Random sequences of calls against a plain dictionary; properties of the envelope."""
     examples = campaign.times(500)
@@ -343,6 +360,7 @@ PARTS: dict[str, Callable[[Campaign], None]] = {
     "writes": writes,
     "kills": kills,
     "traffic": traffic_,
+    "servers": servers,
     "model": model,
 }
 
