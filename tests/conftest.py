@@ -14,7 +14,8 @@ Each test file is named after what it tests:
                        test_keyfiles (new-key, key-id)
     attacks            test_attacks (a writer of the file) · test_corpus (damaged rows)
                        test_leaks and test_locals (values in logs, errors and tracebacks)
-    several at once    test_races · test_concurrency · test_faults (kill, full disk)
+    several at once    test_races · test_concurrency · test_servers (a new key for two)
+                       test_faults (kill, full disk)
     random sequences   test_model
     a real browser     test_browser
     the code           test_layers (imports and SQL) · test_imports (import order and time)
@@ -33,7 +34,9 @@ Helpers are in tests/support:
     decoder            a second implementation of the envelope
     zero               tables as datasette-secrets 0.x made them
     environments       virtual environments with packages from PyPI
-    hunt               how a leak is recognised; forks and watching_plugin serve test_leaks
+    hunt               how a leak is recognised; watching_plugin serves test_leaks
+    forks              commands in forks of one process, for test_leaks and test_runbook
+    machine            a folder that stands for a machine, for the runbook
     faults             one command that fails at its n-th write; fault_shim.c makes it fail
     keyfile_faults     the same for new keys in key files
     serving            a Datasette that answers real requests, in this process

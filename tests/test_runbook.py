@@ -1,155 +1,327 @@
-"""Every command of the runbook works."""
+"""The runbook, .github/docs/operations.md, is run as it stands, and as a nervous person would.
+
+Every section is run in a folder that stands for a machine, by the user of the service. After
+whatever happens to a section, every key is still somewhere, every value that nobody took away
+can be read, and no file can be read by others.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.console import DATASETTE
-from support.documents import read
+from support.console import key_id
+from support.documents import blocks, read
+from support.forks import Forks
+from support.machine import ANSWER, Machine, service_user
 
 from datasette_secrets import envelope
 
-PAGE = read("operations.md")
-BLOCKS = {
-    heading: re.findall(r"(?ms)^```bash\n(.*?)^```$", text)
-    for heading, text in re.findall(r"(?ms)^## (.*?)$(.*?)(?=^## |\Z)", PAGE)
-}
-PRELUDE = re.findall(r"(?ms)^```bash\n(.*?)^```$", PAGE)[0]
-# What a machine has that a test has not. Each does the least that shows the commands work.
-STAND_INS = {
-    # A server that starts opens all that is stored: that is what is tried.
-    "systemctl": """
-        case "$1" in start|restart) ;; *) exit 0;; esac
-        cd "$MACHINE/srv/datasette"
-        conf="$MACHINE/etc/systemd/system/datasette.service.d/master-key.conf"
-        if [ -e "$conf" ]; then
-            mkdir -p "$MACHINE/run/credentials/datasette.service"
-            base64 -d "$(sed -n 's/^LoadCredentialEncrypted=master.key://p' "$conf")" \\
-                > "$MACHINE/run/credentials/datasette.service/master.key"
-        fi
-        datasette secrets verify -c datasette.yaml --internal internal.db
-    """,
-    "systemd-creds": """
-        [ "$1 $2" = "encrypt --name=master.key" ]; base64 "$3" > "$4"
-    """,
-    "sudo": '[ "$1 $2" = "-u datasette" ]; shift 2; exec "$@"',
-    "scp": """
-        for file; do target="$file"; done
-        target="$MACHINE/new-host/${target#new-host:$MACHINE/}"
-        while [ $# -gt 1 ]; do cp "$1" "$target"; shift; done
-    """,
-    "ssh": """
-        [ "$1" = new-host ]; shift
-        new="$MACHINE/new-host"; command="${*//$MACHINE/$new}"
-        MACHINE="$new" exec bash -euc "$command"
-    """,
-    "op": """
-        case "$1 $2" in
-        "item create")
-            [ "$3 $4 $5" = "--vault Servers -" ]
-            jq -er '.fields[0].value' > "$MACHINE/op" ;;
-        "run --")
-            shift 2
-            [ "$DATASETTE_SECRETS_ENCRYPTION_KEY" = op://Servers/datasette/password ]
-            DATASETTE_SECRETS_ENCRYPTION_KEY="$(cat "$MACHINE/op")" exec "$@" ;;
-        *) exit 9 ;;
-        esac
-    """,
-    "vault": """
-        case "$*" in
-        "kv put -mount=secret datasette encryption-key=@"*)
-            cp "${5#encryption-key=@}" "$MACHINE/vault" ;;
-        "kv get -mount=secret -field=encryption-key datasette") cat "$MACHINE/vault" ;;
-        *) exit 9 ;;
-        esac
-    """,
-    "gcloud": """
-        case "$*" in
-        "secrets create datasette-master-key --data-file="*)
-            cp "${4#--data-file=}" "$MACHINE/gcloud" ;;
-        "secrets versions access latest --secret=datasette-master-key")
-            cat "$MACHINE/gcloud" ;;
-        *) exit 9 ;;
-        esac
-    """,
-}
-
-
-class Machine:
-    """A folder that stands for the root of a machine, with the programs it needs."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        for folder in ("srv/datasette", "media/safe", "media/backup", "bin"):
-            (root / folder).mkdir(parents=True)
-        (root / "new-host" / "srv" / "datasette").mkdir(parents=True)
-        datasette = " ".join(f"'{word}'" for word in DATASETTE)
-        programs = {**STAND_INS, "datasette": f'exec {datasette} "$@"'}
-        for name, script in programs.items():
-            path = root / "bin" / name
-            path.write_text(f"#!/usr/bin/env bash\nset -eu\n{script}\n")
-            path.chmod(0o755)
-        self.home = root / "srv" / "datasette"
-
-    def run(self, *blocks: str) -> str:
-        """Run these as they stand, but for the root, and servers that answer once.
-
-        Returns what went wrong, if anything.
-        """
-        text = "\n".join(blocks)
-        text = re.sub(r"(?<![\w.-])/(srv|media|etc|run)/", rf"{self.root}/\1/", text)
-        text = re.sub(
-            r"(?m)^(.*\bdatasette serve .*)$", r"\1 --get /-/versions.json", text
-        )
-        text = re.sub(r"(?m)^(.*) # exits 1$", r"if \1; then exit 9; fi", text)
-        path = f"{self.root / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", text],
-            env={**os.environ, "PATH": path, "MACHINE": str(self.root)},
-            input="a new value\n",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=60,
-        )
-        return done.stdout if done.returncode else ""
-
-
-FIRST, *LATER = BLOCKS
-
-
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What went wrong in each part of the runbook; the later ones run side by side."""
-    first = Machine(tmp_path_factory.mktemp("machine"))
-    outcome = first.run(PRELUDE, *BLOCKS[FIRST])
-
-    def follow(heading: str) -> str:
-        machine = Machine(tmp_path_factory.mktemp("machine"))
-        shutil.copytree(first.home, machine.home, dirs_exist_ok=True)
-        if heading == "A key is lost":
-            lost = machine.home / "master.key"
-            lost.write_text(envelope.generate_master_key())
-        return machine.run(PRELUDE, *BLOCKS[heading])
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return {
-            FIRST: outcome,
-            **dict(zip(LATER, pool.map(follow, LATER), strict=True)),
-        }
-
-
-@pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(
     not (shutil.which("jq") and shutil.which("sqlite3")),
     reason="the runbook uses jq and sqlite3",
 )
-@pytest.mark.parametrize("heading", BLOCKS)
-def test_runbook(heading: str, outcomes: dict[str, str]) -> None:
-    assert BLOCKS[heading], "it has no command"
-    assert outcomes[heading] == ""
+
+SECTIONS = {
+    heading: blocks(text, "bash")
+    for heading, text in re.findall(
+        r"(?ms)^##+ ([^\n]*)\n(.*?)(?=^##+ |\Z)", read("operations.md")
+    )
+}
+[PRELUDE] = SECTIONS["Before you start"]
+#: Whose commands need Litestream itself: tests/test_replication.py runs them.
+WITH_LITESTREAM = {
+    "Rotate and destroy",
+    "What was destroyed stays in the copies",
+    "Check the replica",
+    "Fail over",
+    "Several readers",
+}
+#: Which take the configuration of the key out of the file first, as they say.
+FROM_THE_ENVIRONMENT = {
+    "1Password": "plugins: {}\n",
+    "Vault": "plugins: {}\n",
+    "A cloud's secret manager": (
+        "plugins:\n  datasette-secrets:\n    encryption-key:\n"
+        "    - $env: MASTER_KEY\n    - $env: OLD_MASTER_KEY\n"
+    ),
+}
+RUN_HERE = [
+    heading
+    for heading, commands in SECTIONS.items()
+    if commands and heading not in {"Before you start", *WITH_LITESTREAM}
+]
+FIRST = "The first key"
+YEARLY = "A new key every year"
+
+
+@pytest.fixture(scope="module")
+def datasette() -> Iterator[str]:
+    """What starts the program `datasette` in a shell."""
+    with tempfile.TemporaryDirectory(prefix="forks-") as folder:
+        Path(folder).chmod(0o755)  # for the user of the service
+        forks = Forks(Path(folder))
+        yield forks.command
+        forks.close()
+
+
+@pytest.fixture(scope="module")
+def prepared(datasette: str) -> Iterator[Machine]:
+    """A machine on which the first section has been run, and a second secret stored."""
+    machine = Machine(datasette)
+    done = machine.run(PRELUDE, *SECTIONS[FIRST], "datasette secrets set OTHER .")
+    assert done.code == 0, done.output
+    yield machine
+    machine.close()
+
+
+@pytest.fixture
+def machine(datasette: str, prepared: Machine) -> Iterator[Machine]:
+    machine = Machine(datasette, prepared)
+    yield machine
+    machine.close()
+
+
+@pytest.fixture
+def empty(datasette: str) -> Iterator[Machine]:
+    machine = Machine(datasette)
+    yield machine
+    machine.close()
+
+
+def steps(machine: Machine, heading: str) -> list[str]:
+    """The blocks of a section, once what it says has to be done by hand has been done."""
+    commands = SECTIONS[heading]
+    if heading in FROM_THE_ENVIRONMENT:
+        machine.write(
+            machine.home / "datasette.yaml", FROM_THE_ENVIRONMENT[heading], 0o644
+        )
+    if heading == "Restore":
+        commands = SECTIONS["Back up"] + commands
+    if heading == "A key is lost":
+        lost = key_id((machine.private / "master.key").read_text())
+        machine.write(
+            machine.private / "master.key", envelope.generate_master_key() + "\n"
+        )
+        commands = [re.sub(r"KEY_ID=\w+", f"KEY_ID={lost}", each) for each in commands]
+        # Either the key is found, or it is not: that has a test of its own.
+        commands = commands[:2]
+    return commands
+
+
+def problems(machine: Machine, keys: set[str], *, typed: str = "") -> list[str]:
+    """What a nervous person must never find, whatever they did."""
+    found = [f"others can read {path}" for path in machine.exposed()]
+    lost = keys - machine.key_ids(machine.private, machine.safe)
+    found += [f"the key {each} is gone" for each in lost]
+    for name in ("OPENAI_API_KEY", "OTHER"):
+        done = machine.run(PRELUDE, typed, f"datasette secrets get {name} .")
+        if done.output != f"{ANSWER}\n":
+            found.append(f"{name} cannot be read: {done.output}")
+    return found
+
+
+def environment(heading: str) -> str:
+    """The last lines that a section gave the shell about the key."""
+    if heading not in FROM_THE_ENVIRONMENT:
+        return ""
+    lines = "\n".join(SECTIONS[heading]).splitlines()
+    found = [each for each in lines if re.match(r"export |[A-Z_]+=\$\(", each)]
+    if heading == "1Password":
+        found.append('datasette() { op run -- datasette "$@"; }')
+    return "\n".join(found)
+
+
+def test_every_section_with_commands_is_run_by_a_test() -> None:
+    with_commands = {heading for heading, commands in SECTIONS.items() if commands}
+    assert {"Before you start", *RUN_HERE, *WITH_LITESTREAM} == with_commands
+
+
+@pytest.mark.parametrize("heading", RUN_HERE)
+def test_a_section_works_as_written_and_can_be_pasted_twice(
+    machine: Machine, heading: str
+) -> None:
+    commands = steps(machine, heading)
+    keys = machine.key_ids(machine.private, machine.safe)
+    done = machine.run(PRELUDE, *commands)
+    assert done.code == 0, done.output
+    keys |= machine.key_ids(machine.private, machine.safe)
+    shell = environment(heading)
+    assert problems(machine, keys, typed=shell) == []
+    again = machine.run(PRELUDE, *commands, stop=False)
+    assert problems(machine, keys, typed=shell) == [], again.output
+
+
+def test_the_first_key_takes_an_empty_folder(empty: Machine) -> None:
+    assert list(empty.home.iterdir()) == []
+    for _ in range(2):
+        done = empty.run(PRELUDE, *SECTIONS[FIRST])
+        assert done.code == 0, done.output
+    [key] = empty.key_ids(empty.private)
+    assert empty.key_ids(empty.safe) == {key}
+    assert empty.exposed() == []
+
+
+def test_the_first_key_leaves_a_configuration_and_a_key_as_they_are(
+    empty: Machine,
+) -> None:
+    config = "plugins:\n  datasette-secrets:\n    encryption-key:\n    - $file: private/master.key\n"
+    key = envelope.generate_master_key()
+    empty.write(empty.home / "datasette.yaml", config)
+    empty.private.mkdir(mode=0o700)
+    empty.own(empty.private)
+    empty.write(empty.private / "master.key", f"{key}\n")
+    done = empty.run(PRELUDE, *SECTIONS[FIRST])
+    assert done.code == 0, done.output
+    assert (empty.home / "datasette.yaml").read_text() == config
+    assert empty.key_ids(empty.private) == {key_id(key)}
+
+
+@pytest.mark.parametrize("heading", [FIRST, YEARLY])
+def test_a_block_killed_between_any_two_commands_can_be_pasted_again(
+    datasette: str, prepared: Machine, heading: str
+) -> None:
+    step = 0
+    killed = True
+    while killed:
+        step += 1
+        machine = Machine(datasette, None if heading == FIRST else prepared)
+        try:
+            block = SECTIONS[heading][0]
+            first = machine.run(PRELUDE, block, kill_before=step)
+            killed = first.code == -9
+            keys = machine.key_ids(machine.private, machine.safe)
+            rest = SECTIONS[heading][1:] if heading == FIRST else []
+            again = machine.run(PRELUDE, block, *rest, stop=heading == FIRST)
+            assert again.code == 0, (step, again.output)
+            if heading == FIRST:
+                machine.run(PRELUDE, "datasette secrets set OTHER .")
+            assert problems(machine, keys) == [], (step, again.output)
+        finally:
+            machine.close()
+    assert step > 5
+
+
+def test_a_full_slot_is_used_up_before_another_key_is_made(machine: Machine) -> None:
+    """The year before, `rotate-key` was forgotten."""
+    forgotten = machine.run(PRELUDE, "datasette secrets new-key .")
+    assert forgotten.code == 0, forgotten.output
+    keys = machine.key_ids(machine.private, machine.safe)
+    [block, *_] = SECTIONS[YEARLY]
+    first = machine.run(PRELUDE, block, stop=False)
+    assert first.code == 0, first.output
+    assert machine.key_ids(machine.private) == keys
+    second = machine.run(PRELUDE, block)
+    assert second.code == 0, second.output
+    assert len(machine.key_ids(machine.private)) == 3
+    assert problems(machine, keys) == []
+
+
+def test_a_lost_key_that_is_gone_for_good_leaves_names_and_takes_new_values(
+    machine: Machine,
+) -> None:
+    (machine.private / "master.key").unlink()
+    shutil.rmtree(machine.safe)
+    machine.safe.mkdir()
+    machine.own(machine.safe)
+    looking, _, for_good = SECTIONS["A key is lost"]
+    done = machine.run(PRELUDE, looking, for_good, stop=False)
+    listed = machine.run(PRELUDE, "datasette secrets list . --json")
+    states = {
+        each["name"]: each["state"] for each in json.loads(listed.output)["secrets"]
+    }
+    assert states["OPENAI_API_KEY"] == "stored", done.output
+    assert states["OTHER"] == "needs-key"
+    # What the page says of a value that nobody needs any more.
+    done = machine.run(
+        PRELUDE,
+        "datasette secrets destroy OTHER . --version 1 --yes",
+        "datasette secrets verify .",
+    )
+    assert done.code == 0, done.output
+    assert machine.exposed() == []
+
+
+def test_a_restored_backup_that_needs_the_old_key_takes_it_from_the_safe_place(
+    machine: Machine,
+) -> None:
+    old_key = key_id((machine.private / "master.key").read_text())
+    done = machine.run(PRELUDE, *SECTIONS["Back up"], *SECTIONS[YEARLY])
+    assert done.code == 0, done.output
+    restore = "\n".join(SECTIONS["Restore"])
+    done = machine.run(PRELUDE, restore, stop=False)
+    assert old_key in done.output
+    _, found, _ = SECTIONS["A key is lost"]
+    found = re.sub(r"KEY_ID=\w+", f"KEY_ID={old_key}", found)
+    done = machine.run(PRELUDE, found)
+    assert done.code == 0, done.output
+    assert problems(machine, {old_key}) == []
+
+
+def test_a_credential_that_can_no_longer_be_decrypted_is_made_again_from_the_copy(
+    machine: Machine,
+) -> None:
+    key = key_id((machine.private / "master.key").read_text())
+    [first, delete] = SECTIONS["systemd"]
+    done = machine.run(PRELUDE, first, delete)
+    assert done.code == 0, done.output
+    assert not (machine.private / "master.key").exists()
+    # Another TPM.
+    (machine.root / "etc" / "credstore.encrypted" / "master.key").write_text("?")
+    assert machine.run(PRELUDE, "sudo systemctl restart datasette").code
+    back = f'KEY_ID={key}\ncp "/media/safe/$KEY_ID.key" private/master.key'
+    done = machine.run(PRELUDE, back, first, delete)
+    assert done.code == 0, done.output
+    assert problems(machine, {key}) == []
+
+
+def test_without_a_copy_in_the_safe_place_the_key_is_not_deleted(
+    machine: Machine,
+) -> None:
+    """The disk is full, or is not there."""
+    [first, delete] = SECTIONS["systemd"]
+    assert machine.run(PRELUDE, first).code == 0
+    shutil.rmtree(machine.safe)
+    assert machine.run(PRELUDE, delete).code
+    assert (machine.private / "master.key").exists()
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or service_user() == 0, reason="only root can be somebody else"
+)
+@pytest.mark.parametrize("heading", [FIRST, YEARLY, "Restore", "systemd"])
+def test_another_user_can_change_nothing(machine: Machine, heading: str) -> None:
+    def content() -> dict[str, bytes]:
+        return {
+            str(path): path.read_bytes()
+            for path in machine.home.rglob("*")
+            if path.is_file()
+        }
+
+    before = content()
+    commands = steps(machine, heading)
+    done = machine.run(PRELUDE, *commands, stop=False, user=service_user() - 1)
+    assert "Stop. This folder belongs to" in done.output
+    assert content() == before
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or service_user() == 0, reason="only root can be root"
+)
+def test_root_is_told_to_stop_and_leaves_keys_that_the_service_can_read(
+    machine: Machine,
+) -> None:
+    keys = machine.key_ids(machine.private, machine.safe)
+    done = machine.run(PRELUDE, *SECTIONS[YEARLY], user=0)
+    assert "Stop. This folder belongs to" in done.output
+    again = machine.run(PRELUDE, "datasette secrets status .")
+    assert again.code == 0, again.output
+    for path in machine.private.iterdir():
+        assert path.stat().st_uid == service_user(), path
+    assert keys <= machine.key_ids(machine.private, machine.safe)
