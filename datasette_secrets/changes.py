@@ -122,13 +122,19 @@ async def make(
     db: Database,
     author: Author,
     change: Callable[[Changing], tuple[T, list[Change]]],
+    *,
+    migrates: bool = False,
 ) -> T:
     """Run `change`, which returns a result and what it did, in one transaction.
 
     Its rows and those of the log are read back before the commit; events go out after it.
-    Raises what `change` raises, and DatabaseUnavailable; nothing is then changed.
+    `migrates`: it sees to the migration itself. Raises what `change` raises, NeedsUpgrade
+    for a table of 0.x, and DatabaseUnavailable; nothing is then changed.
     """
-    await inspection.prepare(db)
+    if migrates:
+        await inspection.require_own(db)
+    else:
+        await inspection.prepare(db)
 
     def in_transaction(conn: Any, track_event: Callable[[Any], None]) -> T:
         inspection.require_own_schema(conn)

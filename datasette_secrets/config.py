@@ -28,6 +28,7 @@ class Settings(NamedTuple):
     `database`: the name of the database, None for the internal one.
     `reserved`: upper-case names that are never a secret's.
     `missing`: why there is no ring, in one sentence; empty when there is one.
+    `warnings`: code and sentence of each risky setting.
     """
 
     ring: KeyRing | None
@@ -35,6 +36,7 @@ class Settings(NamedTuple):
     database: str | None
     reserved: frozenset[str]
     missing: str
+    warnings: tuple[tuple[str, str], ...] = ()
 
     def is_reserved(self, name: str) -> bool:
         """Whether `name` belongs to a variable that holds a master key."""

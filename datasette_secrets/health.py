@@ -2,46 +2,90 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from datasette.resources import DatabaseResource
 from datasette.utils import StartupError
 
-from . import config, envelope, inspection, rotation, schema, store
-from .errors import DatabaseUnavailable, SecretsError, printable
+from . import (
+    config,
+    envelope,
+    fernet,
+    inspection,
+    rotation,
+    schema,
+    store,
+    upgrade,
+)
+from .errors import (
+    DatabaseUnavailable,
+    MissingExtra,
+    NeedsUpgrade,
+    SecretsError,
+    printable,
+)
 from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
 
+#: So many versions a finding names.
+_NAMED_MAX = 10
+
+
+class Remark(NamedTuple):
+    """Something to know about. `code` is stable; `message`: what it is, and the way out."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Health:
+    """What `status`, the pages and the start of a server say.
+
+    `problems`: what keeps secrets from being read or changed, or the table from being
+    trusted. `warnings`: risky configuration. `notices`: what the start has done.
+    """
+
+    problems: list[Remark]
+    warnings: list[Remark]
+    notices: list[str]
+
+
 async def start(datasette: Datasette) -> None:
-    """Check the settings and migrate the table.
+    """Check the settings, migrate the table, and say on stderr what is to be known.
 
     Raises Datasette's StartupError, with one sentence, for settings that cannot be used.
-    What is merely unfortunate is said on stderr.
     """
     try:
         instance = get_instance(datasette)
     except SecretsError as error:
         raise StartupError(str(error)) from None
-    if instance.settings.ring is None:
-        _warn(instance.settings.missing)
-    if not instance.db.is_mutable:
-        _warn("the database of the secrets is immutable: they can be read, not changed")
     try:
         await inspection.require_own(instance.db)
-        for warning in await _migrate(instance):
-            _warn(warning)
-    except DatabaseUnavailable as error:
-        _warn(f"{error}; secrets can be read, and not changed")
-    for warning in await exposure(datasette):
-        _warn(warning)
+    except DatabaseUnavailable as error:  # what stands there is not read
+        _say(f"{error}; secrets can be read, and not changed")
+        found = Health([], await _warnings(datasette, instance), [])
+    else:
+        if reason := await _prepare(datasette, instance):
+            _say(f"{reason}; secrets can be read, and not changed")
+        try:
+            found = await examine(datasette)
+        except DatabaseUnavailable as error:
+            _say(str(error))
+            return
+    for sentence in found.notices:
+        _say(sentence)
+    for remark in (*found.problems, *found.warnings):
+        _say(remark.message)
     # A large table takes a while. Datasettes before 1.0a41 have no background to do it in.
     if hasattr(datasette, "add_background_task"):
         datasette.add_background_task(_inspect, name=f"{config.PLUGIN} check")
@@ -49,53 +93,158 @@ async def start(datasette: Datasette) -> None:
         await _inspect(datasette)
 
 
-async def _migrate(instance: Instance) -> list[str]:
-    """Migrate the table where that is possible; returns what has to be done then."""
-    if instance.settings.ring is not None and instance.db.is_mutable:
-        await schema.ensure_migrated(instance.db)
-    return _needs(instance, await store.key_counts(instance.db))
-
-
 async def _inspect(datasette: Datasette) -> None:
     """Say on stderr what the check of the whole table finds, what was said aside."""
     with suppress(DatabaseUnavailable):
         for finding in await inspection.inspect(get_instance(datasette).db):
             if finding.code != inspection.MADE_BY_OTHERS:
-                _warn(finding.sentence)
+                _say(finding.sentence)
 
 
-def _needs(instance: Instance, counts: list[store.KeyCount]) -> list[str]:
-    """What has to be done before all that is stored can be read."""
-    ring = instance.settings.ring
-    needs = [
-        f"{count.versions} stored versions need master key {count.key_id}, which is not "
-        "configured: add it to encryption-key"
-        for count in counts
-        if not count.is_legacy
-        and (ring is None or count.key_id not in ring)
-        and envelope.is_key_id(count.key_id)
+async def _prepare(datasette: Datasette, instance: Instance) -> str:
+    """Upgrade and migrate the table. Returns why that failed, if it did."""
+    if instance.settings.ring is None or not instance.db.is_mutable:
+        return ""
+    try:
+        done = await upgrade.upgrade_at_start(datasette)
+        await schema.ensure_migrated(instance.db)
+    except DatabaseUnavailable as error:
+        return str(error)
+    except (MissingExtra, NeedsUpgrade):
+        return ""  # `examine` says what is missing
+    if done and done.changed:
+        instance.notices = _upgraded(done)
+    return ""
+
+
+def _upgraded(done: upgrade.Upgrade) -> list[str]:
+    was = "was" if done.changed == 1 else "were"
+    notices = [
+        f"{count_versions(done.changed)} that datasette-secrets 0.x had stored {was} "
+        "upgraded at this start"
     ]
-    damaged = sum(
-        count.versions
-        for count in counts
-        if not (count.is_legacy or envelope.is_key_id(count.key_id))
-    )
-    if damaged:
-        needs.append(
-            f"{damaged} stored versions name no master key: run 'datasette secrets verify'"
-        )
-    legacy = sum(count.versions for count in counts if count.is_legacy)
-    if legacy:
-        needs.append(
-            f"{legacy} versions were stored by datasette-secrets 0.x and do not open "
-            "until they are brought in: run 'datasette secrets upgrade'"
-        )
-    return needs
+    if done.clean_up and done.clean_up.remains:
+        notices.append(done.clean_up.remains)
+    return notices
 
 
-def _warn(sentence: str) -> None:
+def _say(sentence: str) -> None:
     """One line, whatever a row or a trigger is called."""
     print(f"{config.PLUGIN}: {printable(sentence)}", file=sys.stderr)
+
+
+async def examine(
+    datasette: Datasette,
+    census: rotation.Census | None = None,
+    findings: list[inspection.Finding] | None = None,
+) -> Health:
+    """Everything there is to say. Decrypts nothing.
+
+    `census`, `findings`: what the caller has found already. Raises DatabaseUnavailable.
+    """
+    instance = get_instance(datasette)
+    if findings is None:
+        findings = await inspection.current_findings(instance.db)
+    if census is None:
+        census = await rotation.census(datasette)
+    problems = [Remark(each.code, each.sentence) for each in findings]
+    if instance.settings.ring is None:
+        problems.append(Remark("not-configured", instance.settings.missing))
+    problems += _missing_keys(census)
+    if census.legacy:
+        problems.append(await _needs_upgrade(instance, census))
+    warnings = await _warnings(datasette, instance) + await _overridden(instance)
+    return Health(problems, warnings, instance.notices)
+
+
+async def _warnings(datasette: Datasette, instance: Instance) -> list[Remark]:
+    """Risky configuration, known without the table."""
+    warnings = list(itertools.starmap(Remark, instance.settings.warnings))
+    if reason := why_read_only(instance):
+        warnings.append(Remark("read-only", reason))
+    if hasattr(datasette, "event_classes"):  # a server, which knows its permissions
+        warnings += [
+            Remark("exposed", sentence) for sentence in await exposure(datasette)
+        ]
+    return warnings
+
+
+def _missing_keys(census: rotation.Census) -> list[Remark]:
+    missing = list(filter(envelope.is_key_id, census.missing))
+    findings = [
+        f"{count_versions(census.counts[key_id])} "
+        f"{'needs' if census.counts[key_id] == 1 else 'need'} master key {key_id}, which "
+        "is not configured: add it to encryption-key, or see what 'datasette secrets "
+        "verify' says"
+        for key_id in missing
+    ]
+    damaged = sum(
+        census.counts[key_id] for key_id in census.missing if key_id not in missing
+    )
+    if damaged:
+        verb = "names" if damaged == 1 else "name"
+        findings.append(
+            f"{count_versions(damaged)} {verb} no master key: run 'datasette secrets "
+            "verify'"
+        )
+    return [Remark("unknown-master-key", finding) for finding in findings]
+
+
+async def _needs_upgrade(instance: Instance, census: rotation.Census) -> Remark:
+    rows = await store.rows_from(
+        instance.db, -(2**63), _NAMED_MAX, legacy_only=True, wraps_only=True
+    )
+    named = ", ".join(f"{row.name} version {row.version}" for row in rows)
+    more = census.legacy - len(rows)
+    if more > 0:
+        named += f" and {more:,} more"
+    lacking = _lacking(instance) if await schema.is_of_zero(instance.db) else None
+    if lacking is None:
+        way_out = (
+            "add the key that they were stored with to encryption-key, and run "
+            "'datasette secrets upgrade'"
+        )
+    elif lacking:
+        way_out = f"the first start of a server that has {lacking} upgrades them"
+    else:
+        way_out = "start the server again, or run 'datasette secrets upgrade'"
+    was = "was" if census.legacy == 1 else "were"
+    return Remark(
+        "needs-upgrade",
+        f"{count_versions(census.legacy)} {was} stored by datasette-secrets 0.x and "
+        f"cannot be read until upgraded ({named}): {way_out}",
+    )
+
+
+def _lacking(instance: Instance) -> str:
+    """What a start needs to upgrade a table of 0.x, and does not have."""
+    if instance.settings.ring is None:
+        return "a master key"
+    try:
+        fernet.require_fernet()
+    except MissingExtra:
+        return "the package cryptography (install 'datasette-secrets[fernet]')"
+    return ""
+
+
+async def _overridden(instance: Instance) -> list[Remark]:
+    """The stored secrets that an environment variable hides."""
+    names = [
+        name
+        for variable in os.environ
+        if variable.startswith(config.ENV_PREFIX)
+        and (name := variable.removeprefix(config.ENV_PREFIX))
+        and instance.environment_value(name) is not None
+    ]
+    stored = await store.newest_versions(instance.db, names=names) if names else []
+    return [
+        Remark(
+            "overridden",
+            f"the environment variable {config.ENV_PREFIX}{each.name} overrides the "
+            f"stored value of {each.name}",
+        )
+        for each in stored
+    ]
 
 
 async def exposure(datasette: Datasette) -> list[str]:
@@ -173,36 +322,6 @@ def key_rows(census: rotation.Census, sources: Mapping[str, str]) -> list[KeyRow
         )
         for key_id in (*census.ring, *census.missing)
     ]
-
-
-def what_is_wrong(
-    instance: Instance,
-    census: rotation.Census,
-    findings: list[inspection.Finding],
-) -> list[dict[str, str]]:
-    problems = [(finding.code, finding.sentence) for finding in findings]
-    if instance.settings.ring is None:
-        problems.append(("not-configured", instance.settings.missing))
-    for key_id in census.missing:
-        versions = count_versions(census.counts[key_id])
-        verb = "needs" if census.counts[key_id] == 1 else "need"
-        problems.append(
-            (
-                "unknown-master-key",
-                f"{versions} {verb} master key {key_id}, which is not configured: add "
-                "it to encryption-key, or see what 'datasette secrets verify' says",
-            )
-        )
-    if census.legacy:
-        versions = count_versions(census.legacy)
-        problems.append(
-            (
-                "needs-upgrade",
-                f"datasette-secrets 0.x stored {versions}: run "
-                "'datasette secrets upgrade'",
-            )
-        )
-    return [{"code": code, "message": message} for code, message in problems]
 
 
 def count_versions(number: int) -> str:

@@ -12,7 +12,7 @@ import re
 import shlex
 import sqlite3
 import weakref
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +30,9 @@ _CHECKS_ONE_TABLE = (3, 33)
 
 
 MADE_BY_OTHERS = "made-by-others"
+
+
+DAMAGED = "damaged"
 
 
 class Finding(NamedTuple):
@@ -230,7 +233,7 @@ def _damaged(conn: sqlite3.Connection) -> Iterator[Finding]:
                 f"The table {TABLE} or its index is damaged, so that a read can miss the "
                 f"newest version (SQLite says: {str(said).splitlines()[-1]})"
             )
-            yield Finding("damaged", message, remedy)
+            yield Finding(DAMAGED, message, remedy)
             return
     [(counted, found)] = conn.execute(
         f"""select (select count(*) from {TABLE}),
@@ -241,7 +244,7 @@ def _damaged(conn: sqlite3.Connection) -> Iterator[Finding]:
             f"The table {TABLE} has {counted:,} rows, of which {found:,} are found by "
             "their ids"
         )
-        yield Finding("damaged", message, remedy)
+        yield Finding(DAMAGED, message, remedy)
 
 
 _found: weakref.WeakKeyDictionary[Database, list[Finding]] = weakref.WeakKeyDictionary()
@@ -310,15 +313,19 @@ def _refuse(findings: list[Finding]) -> None:
         raise DatabaseUnavailable(f"{findings[0].sentence}{others}")
 
 
-async def prepare(db: Database) -> None:
+async def prepare(
+    db: Database,
+    *,
+    migrate: Callable[[Database], Awaitable[None]] = schema.ensure_migrated,
+) -> None:
     """Migrate and check the tables before the first change in the life of this process.
 
-    What was found is looked for again before each change, until it has been dealt with.
+    `migrate`: what does it. What was found is looked for again before each change, until it has been dealt with.
     Raises DatabaseUnavailable.
     """
     is_sound = _found.get(db) == []
     if not is_sound:
         await require_own(db)
-    await schema.ensure_migrated(db)
+    await migrate(db)
     if not is_sound:
         await require_sound(db)

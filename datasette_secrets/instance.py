@@ -27,6 +27,8 @@ class Instance:
         self.db: Database = config.find_database(datasette, self.settings)
         self.last_used = LastUsedRecorder(self.db)
         self.reader = Reader(self.db)
+        #: What the start of the server has done, in sentences, for its pages.
+        self.notices: list[str] = []
 
     def environment_value(self, name: str) -> str | None:
         """What a non-empty `DATASETTE_SECRETS_<NAME>` holds, unless it is a master key."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import sqlite_utils
 
-from .database import write
+from .database import read, write
+from .errors import NeedsUpgrade
 
 if TYPE_CHECKING:
     from datasette.database import Database
@@ -179,16 +180,40 @@ def _is_complete(conn: sqlite3.Connection) -> bool:
     return added <= _columns(conn) and {INDEX, _LOG_INDEX} <= indexes
 
 
-async def migrate(db: Database) -> None:
+async def migrate(db: Database, *, of_zero: bool = False) -> None:
     """Bring the table to this version's shape; does nothing when it has it already.
 
+    `of_zero`: also one of 0.x with values in it. Without it, that raises NeedsUpgrade.
     Raises DatabaseUnavailable.
     """
 
     def migrate_secrets_table(conn: sqlite3.Connection) -> None:
+        value = None if of_zero else value_of_zero(conn)
+        if value is not None:
+            raise NeedsUpgrade(*value)
         apply_migrations(conn)
 
     await write(db, migrate_secrets_table)
+
+
+def value_of_zero(conn: sqlite3.Connection) -> tuple[str, int] | None:
+    """Name and version of a value in a table of 0.x that no migration has reached yet."""
+    columns = _columns(conn)
+    if "wrapped_key" in columns or not {"name", "version", "encrypted"} <= columns:
+        return None
+    rows = conn.execute(
+        f"select name, version from {TABLE} where encrypted is not null limit 1"  # noqa: S608
+    ).fetchall()
+    return (str(rows[0][0]), rows[0][1]) if rows else None
+
+
+async def is_of_zero(db: Database) -> bool:
+    """Whether this is a table of 0.x with values in it. Raises DatabaseUnavailable."""
+
+    def is_secrets_table_of_zero(conn: sqlite3.Connection) -> bool:
+        return value_of_zero(conn) is not None
+
+    return await read(db, is_secrets_table_of_zero)
 
 
 _migrated: weakref.WeakSet[Database] = weakref.WeakSet()
@@ -197,7 +222,7 @@ _migrated: weakref.WeakSet[Database] = weakref.WeakSet()
 async def ensure_migrated(db: Database) -> None:
     """Migrate once in the life of this process, before the first write.
 
-    Raises DatabaseUnavailable.
+    Raises NeedsUpgrade for a table of 0.x with values in it, and DatabaseUnavailable.
     """
     if db not in _migrated:
         await migrate(db)

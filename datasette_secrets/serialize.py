@@ -139,10 +139,10 @@ def status_json(
     census: rotation.Census,
     stored: int,
     journal_mode: str,
-    problems: list[dict[str, str]],
+    found: health.Health,
 ) -> dict[str, Any]:
     return {
-        "ok": not problems,
+        "ok": not found.problems,
         "database": database_path(instance),
         "database_name": instance.settings.database,
         "journal_mode": journal_mode,
@@ -150,7 +150,8 @@ def status_json(
         "destroyed": stored - census.versions,
         "needs_upgrade": census.legacy,
         "keys": keys_json(instance, census),
-        "problems": problems,
+        "problems": [each._asdict() for each in found.problems],
+        "warnings": [each._asdict() for each in found.warnings],
     }
 
 

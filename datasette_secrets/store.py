@@ -513,6 +513,18 @@ async def rows_from(
     return Rows(await _fetch(db, sql, parameters))
 
 
+def legacy_rows(conn: sqlite3.Connection) -> Rows:
+    """All rows of 0.x that hold a value."""
+    return Rows(
+        _select(
+            conn,
+            f"""select {_ROW} from {TABLE} where encrypted is not null
+            and wrapped_key is null and envelope_version is null order by id""",  # noqa: S608
+            {},
+        )
+    )
+
+
 async def rows_with_ids(
     db: Database, ids: list[int], *, wraps_only: bool = False
 ) -> Rows:

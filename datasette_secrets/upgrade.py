@@ -1,4 +1,8 @@
-"""Re-seals what datasette-secrets 0.x stored under the primary master key."""
+"""Re-seals what datasette-secrets 0.x stored under the primary master key.
+
+The start of a server does it once, in the transaction that adds our columns. A row of 0.x
+that is found later is bound to no name, so that only the command and the page convert it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import database, envelope, inspection, service, store
-from .changes import announce
+from . import database, envelope, fernet, inspection, schema, service, store
+from .changes import Changing, announce, make
 from .events import NOBODY, Author, Change
 from .instance import get_instance
 from .rotation import (
@@ -23,6 +27,7 @@ from .rotation import (
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+    from datasette.database import Database
 
 
 @dataclass
@@ -75,7 +80,7 @@ async def upgrade(
         async for rows in legacy_rows():
             left |= undecryptable(rows, operation)
     else:
-        await inspection.prepare(instance.db)
+        await inspection.prepare(instance.db, migrate=_migrate)
         work = Rewriting(instance, author, operation, _change)
         for _ in range(PASSES_MAX):
             before = work.changed
@@ -95,6 +100,57 @@ async def upgrade(
     if report.changed:
         await announce(datasette, author, _change(report.changed))
     return report
+
+
+async def upgrade_at_start(datasette: Datasette) -> Upgrade | None:
+    """Migrate a table of 0.x and re-seal its rows, all in one transaction.
+
+    Returns None where the table is not one of 0.x that holds a value. What no key of the
+    ring decrypts is left and named.
+
+    Raises NotConfigured, MissingExtra and DatabaseUnavailable; nothing is then changed.
+    """
+    instance = get_instance(datasette)
+    if not await schema.is_of_zero(instance.db):
+        return None
+    operation = partial(_upgrade, instance.settings.require_ring())
+    fernet.require_fernet()
+    report = Upgrade()
+
+    def upgrade_secrets_at_start(changing: Changing) -> tuple[None, list[Change]]:
+        if schema.value_of_zero(changing.conn) is None:  # another server was quicker
+            return None, []
+        schema.apply_migrations(changing.conn)
+        rows = store.legacy_rows(changing.conn)
+        resealed: list[store.Replacement] = []
+
+        def reseal(name: str, version: int, row: store.Row) -> None:
+            sealed = operation(name, version, row)
+            if sealed is not None:
+                resealed.append((row, sealed))
+
+        report.found = [(str(row.name), row.version) for row in rows]
+        report.problems = list(undecryptable(rows, reseal).values())
+        report.changed = store.replace_envelopes(changing.conn, resealed).written
+        return None, [_change(report.changed)] if report.changed else []
+
+    await make(
+        datasette,
+        instance.db,
+        Author(None, "start"),
+        upgrade_secrets_at_start,
+        migrates=True,
+    )
+    if report.changed:
+        report.clean_up = await service.clean_up(instance)
+    report.complete = not report.problems
+    return report
+
+
+async def _migrate(db: Database) -> None:
+    if await schema.is_of_zero(db):
+        fernet.require_fernet()
+    await schema.migrate(db, of_zero=True)
 
 
 def _change(versions: int) -> Change:

@@ -189,6 +189,7 @@ def test_status_in_json_has_a_documented_shape(old: Console) -> None:
                 "verify' says",
             }
         ],
+        "warnings": [],
     }
 
 

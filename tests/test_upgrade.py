@@ -58,8 +58,13 @@ VALUES = {
 }
 
 
+def opened(make_datasette: MakeDatasette, *keys: str, **options: Any) -> Datasette:
+    """As a command opens it: nothing is started."""
+    return make_datasette(*keys, **options)
+
+
 async def start(make_datasette: MakeDatasette, *keys: str, **options: Any) -> Datasette:
-    datasette = make_datasette(*keys, **options)
+    datasette = opened(make_datasette, *keys, **options)
     await datasette.invoke_startup()
     return datasette
 
@@ -100,7 +105,7 @@ async def test_every_value_is_the_same_after_upgrade_and_rotation_and_without_th
     make_datasette: MakeDatasette, internal: str
 ) -> None:
     write_values(internal)
-    datasette = await start(make_datasette, OLD)
+    datasette = opened(make_datasette, OLD)
     report = await upgrade.upgrade(datasette)
     assert report.complete
     assert report.changed == len(VALUES)
@@ -125,7 +130,7 @@ async def test_upgrade_seals_under_a_new_primary_key_with_the_old_one_in_the_rin
         "update datasette_secrets set encrypted = ? where name = 'UNICODE'",
         [zero.token(OTHER, VALUES["UNICODE"])],
     )
-    datasette = await start(make_datasette, NEW, OLD, OTHER)
+    datasette = opened(make_datasette, NEW, OLD, OTHER)
     assert (await upgrade.upgrade(datasette)).complete
     assert set(select(internal, "encryption_key_name, envelope_version")) == {
         (NEW_ID, 1)
@@ -150,7 +155,7 @@ async def test_upgrade_changes_nothing_of_a_row_but_its_envelope(
     )
     others = zero.COLUMNS.replace("encryption_key_name, ", "")
     before = select(internal, others)
-    datasette = await start(make_datasette, OLD)
+    datasette = opened(make_datasette, OLD)
     await upgrade.upgrade(datasette)
 
     assert select(internal, others) == before
@@ -166,7 +171,7 @@ async def test_the_version_that_0_x_served_is_the_one_that_counts(
     zero.write(
         internal, [("A", version, zero.token(OLD, value)) for value, version in order]
     )
-    datasette = await start(make_datasette, OLD)
+    datasette = opened(make_datasette, OLD)
     assert (await upgrade.upgrade(datasette)).complete
     assert await get_secret(datasette, "A") == "3, served"
     newest = (await store.history(get_instance(datasette).db, "A"))[0]
@@ -196,7 +201,7 @@ async def test_what_does_not_open_is_named_and_left_and_the_rest_brought_in(
     before = select(internal, "name, version, encrypted, encryption_key_name")[
         : len(BAD)
     ]
-    datasette = await start(make_datasette, OLD)
+    datasette = opened(make_datasette, OLD)
 
     report = await upgrade.upgrade(datasette)
 
@@ -218,7 +223,7 @@ async def test_a_token_that_sqlite_holds_as_text_is_brought_in(
     make_datasette: MakeDatasette, internal: str
 ) -> None:
     zero.write(internal, [("A", 1, zero.token(OLD, "a").decode())])
-    datasette = await start(make_datasette, OLD)
+    datasette = opened(make_datasette, OLD)
     assert (await upgrade.upgrade(datasette)).complete
     assert await get_secret(datasette, "A") == "a"
 
@@ -228,7 +233,7 @@ async def test_the_wrong_key_changes_nothing(
 ) -> None:
     write_values(internal)
     before = select(internal, f"{zero.COLUMNS}, encrypted")
-    report = await upgrade.upgrade(await start(make_datasette, NEW))
+    report = await upgrade.upgrade(opened(make_datasette, NEW))
     assert (report.changed, len(report.problems)) == (0, len(VALUES))
     assert select(internal, f"{zero.COLUMNS}, encrypted") == before
 
@@ -255,7 +260,7 @@ async def test_upgrade_run_again_finds_nothing_and_changes_nothing(
     make_datasette: MakeDatasette, internal: str
 ) -> None:
     write_values(internal)
-    datasette = await start(make_datasette, OLD)
+    datasette = opened(make_datasette, OLD)
     await upgrade.upgrade(datasette)
     before = select(internal, "*")
     report = await upgrade.upgrade(datasette)
@@ -279,7 +284,7 @@ async def test_no_token_is_left_in_the_files_after_upgrade(
         conn.execute("delete from datasette_secrets where name = 'GONE'")
     conn.close()
 
-    report = await upgrade.upgrade(await start(make_datasette, OLD))
+    report = await upgrade.upgrade(opened(make_datasette, OLD))
 
     assert report.clean_up and report.clean_up.remains is None
     for file in Path(internal).parent.glob("internal.db*"):
@@ -301,11 +306,11 @@ class Events:
 async def test_an_upgrade_that_changed_something_is_announced_once(
     make_datasette: MakeDatasette, internal: str
 ) -> None:
-    write_values(internal)
     events = Events()
     pm.register(events)
     try:
         datasette = await start(make_datasette, OLD)
+        write_values(internal)
         await upgrade.upgrade(datasette, dry_run=True)
         await upgrade.upgrade(datasette, author=Author("ann", "shell"))
         await upgrade.upgrade(datasette, author=Author("ann", "shell"))
@@ -321,7 +326,7 @@ async def test_upgrade_works_in_batches_of_any_size(
     for size in (1, 3, 1_000):
         Path(internal).unlink(missing_ok=True)
         write_values(internal)
-        datasette = await start(make_datasette, OLD)
+        datasette = opened(make_datasette, OLD)
         steps: list[int] = []
         report = await upgrade.upgrade(
             datasette, batch_size=size, progress=steps.append
@@ -336,7 +341,7 @@ async def test_a_row_that_0_x_writes_meanwhile_is_brought_in_too(
     make_datasette: MakeDatasette, internal: str
 ) -> None:
     write_values(internal)
-    datasette = await start(make_datasette, OLD)
+    datasette = opened(make_datasette, OLD)
     late = itertools.count(2)
 
     def write(_: int) -> None:
@@ -402,7 +407,7 @@ while True:
 async def test_an_upgrade_killed_anywhere_loses_nothing_and_is_finished_later(
     make_datasette: MakeDatasette, internal: str, tmp_path: Path
 ) -> None:
-    (await start(make_datasette)).close()
+    (opened(make_datasette)).close()
     write_values(internal)
     folder = tmp_path / "killed"
     folder.mkdir()
@@ -445,7 +450,7 @@ async def test_a_token_planted_after_the_upgrade_opens_nowhere_and_rotate_launde
     make_datasette: MakeDatasette, internal: str, planting: str
 ) -> None:
     write_values(internal)
-    datasette = await start(make_datasette, OLD)
+    datasette = opened(make_datasette, OLD)
     assert (await upgrade.upgrade(datasette)).complete
     conn = sqlite3.connect(internal)
     with conn:
@@ -477,7 +482,7 @@ async def test_without_the_extra_upgrade_says_what_to_install_and_changes_nothin
 ) -> None:
     write_values(internal)
     before = select(internal, f"{zero.COLUMNS}, encrypted")
-    datasette = await start(make_datasette, OLD)
+    datasette = opened(make_datasette, OLD)
     for module in ("cryptography", "cryptography.fernet"):
         monkeypatch.setitem(sys.modules, module, None)
     for dry_run in (True, False):
@@ -618,7 +623,7 @@ async def test_what_a_real_release_of_0_x_stored_is_brought_in(
     assert len(before) == 300
 
     # Started, and not yet upgraded: ours opens none, and 0.x still opens all.
-    datasette = await start(make_datasette, OLD)
+    datasette = opened(make_datasette, OLD)
     with pytest.raises(NeedsUpgrade):
         await get_secret(datasette, "SECRET_0")
     datasette.close()

@@ -243,19 +243,19 @@ async def status(datasette: Datasette, as_json: bool) -> None:
     census = await rotation.census(datasette)
     stored = await store.count_versions(instance.db)
     mode = await journal_mode(instance.db)
-    problems = health.what_is_wrong(instance, census, findings)
+    found = await health.examine(datasette, census, findings)
     if as_json:
-        output.print_json(
-            serialize.status_json(instance, census, stored, mode, problems)
-        )
+        output.print_json(serialize.status_json(instance, census, stored, mode, found))
     else:
         click.echo(f"Database: {output.shown_database(instance)}, journal mode {mode}")
         destroyed = f"{stored - census.versions:,} destroyed"
         click.echo(f"Stored: {output.count(census.versions, 'version')}, {destroyed}")
         output.print_keys(instance, census)
-        for problem in problems:
-            click.echo(output.styled(printable(problem["message"]), fg="red"))
-    raise click.exceptions.Exit(1 if problems else 0)
+        for problem in found.problems:
+            click.echo(output.styled(printable(problem.message), fg="red"))
+        for warning in found.warnings:
+            click.echo(output.styled(printable(warning.message), fg="yellow"))
+    raise click.exceptions.Exit(1 if found.problems else 0)
 
 
 @click.command(cls=DatabaseCommand)

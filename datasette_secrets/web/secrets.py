@@ -28,7 +28,16 @@ from ..envelope import Plaintext
 from ..errors import InvalidSecret, VersionConflict
 from ..instance import Instance, get_instance
 from . import present
-from .answer import LIST, Done, change, json_response, not_allowed, page, view
+from .answer import (
+    LIST,
+    Done,
+    as_sentence,
+    change,
+    json_response,
+    not_allowed,
+    page,
+    view,
+)
 from .encryption import to_rewrap
 from .request import (
     Body,
@@ -94,6 +103,7 @@ async def list_page(datasette: Datasette, request: Request) -> Response:
             and _with(datasette, q=query, state=state, _next=sections.after),
             "missing_configuration": instance.settings.missing,
             "is_temporary": database.is_temporary(instance.db),
+            "notices": list(map(as_sentence, instance.notices)),
             "warnings": await _warnings(datasette, instance, census),
             "census": census,
             "keys": health.key_rows(census, instance.settings.sources),
@@ -117,11 +127,13 @@ def _with(datasette: Datasette, **arguments: str) -> str:
 async def _warnings(
     datasette: Datasette, instance: Instance, census: rotation.Census
 ) -> list[str]:
+    found = await health.examine(datasette, census)
     warnings = []
-    if reason := health.why_read_only(instance):
-        warnings.append(reason)
-    findings = await inspection.current_findings(instance.db)
-    warnings += [f"Nothing can be changed. {each.sentence}" for each in findings]
+    warnings += [
+        f"Nothing can be changed. {each.message}"
+        for each in found.problems
+        if each.code in (inspection.MADE_BY_OTHERS, inspection.DAMAGED)
+    ]
     if instance.settings.ring is not None:
         for key_id in census.missing:
             count = census.counts[key_id]
@@ -131,10 +143,8 @@ async def _warnings(
                 "not configured. Add it to encryption-key after the first key, and "
                 "restart. If it is lost, enter those secrets again."
             )
-    return warnings + [
-        f"{warning[0].upper()}{warning[1:]}."
-        for warning in await health.exposure(datasette)
-    ]
+    # The page has its own words for the rest of the problems.
+    return warnings + [as_sentence(each.message.rstrip(".")) for each in found.warnings]
 
 
 async def _list_json(datasette: Datasette, request: Request) -> Response:
