@@ -165,6 +165,7 @@ class Operation:
 
     `after`: what `values` become once it has finished, from what they were.
     `is_whole`: whether it is one transaction, so that nothing between is allowed.
+    `logged`: how many rows of the log it makes.
     """
 
     def __init__(
@@ -174,11 +175,13 @@ class Operation:
         *,
         from_0x: bool = False,
         is_whole: bool = True,
+        logged: int = 1,
     ) -> None:
         self.run = run
         self.after = after
         self.from_0x = from_0x
         self.is_whole = is_whole
+        self.logged = logged
 
 
 def renumbered(before: Values) -> Values:
@@ -206,6 +209,7 @@ OPERATIONS = {
             **before,
             **{(name, 1): value for name, value in IMPORTED.items()},
         },
+        logged=len(IMPORTED),
     ),
     "migrate": Operation(migrate, renumbered, from_0x=True, is_whole=False),
     "upgrade": Operation(upgrade_all, renumbered, from_0x=True, is_whole=False),
@@ -239,6 +243,13 @@ def stored_values(path: str) -> Values:
 def integrity(path: str) -> str:
     with closing(sqlite3.connect(path)) as conn:
         return str(conn.execute("pragma integrity_check").fetchone()[0])
+
+
+def log_rows(path: str) -> int:
+    """How many changes the log tells of."""
+    with closing(sqlite3.connect(path)) as conn:
+        sql = "select count(*) from datasette_secrets_log"
+        return int(conn.execute(sql).fetchone()[0])
 
 
 def newest(values: Values, name: str) -> str | None:
@@ -281,6 +292,10 @@ def look(operation: Operation, path: str, before: Values) -> list[str]:
     between = stored_values(path)
     if operation.is_whole:
         check(between in (before, final), "half done")
+        pristine = str(Path(path).parents[1] / "pristine" / "i.db")
+        logged = log_rows(path) - log_rows(pristine)
+        expected = 0 if between == before else operation.logged
+        check(logged == expected, "a change without its row in the log, or the reverse")
     else:
         kept = set(before.values()) & set(final.values())
         check(kept <= set(between.values()), "a value was lost")
