@@ -57,15 +57,17 @@ _WRAP = (
     "null, null, null"
 )
 
-_VERSION = (
-    "id, name, version, note, encryption_key_name, created_at, created_by, updated_at, "
-    "updated_by, deleted_at, deleted_by, last_used_at, last_used_by, renew_by, "
-    "encrypted is null and wrapped_key is null, "
+_IS_LEGACY = (
     "encrypted is not null and wrapped_key is null and envelope_version is null"
 )
 
-_DESTROYED = {"encrypted": None, "wrapped_key": None}
+_VERSION = (
+    "id, name, version, note, encryption_key_name, created_at, created_by, updated_at, "
+    "updated_by, deleted_at, deleted_by, last_used_at, last_used_by, renew_by, "
+    f"encrypted is null and wrapped_key is null, {_IS_LEGACY}"
+)
 
+_DESTROYED = {"encrypted": None, "wrapped_key": None}
 _ORDER = "order by version desc, id limit 1"
 _NAMES = "(select value from json_each(:names))"
 
@@ -515,14 +517,8 @@ async def rows_from(
 
 def legacy_rows(conn: sqlite3.Connection) -> Rows:
     """All rows of 0.x that hold a value."""
-    return Rows(
-        _select(
-            conn,
-            f"""select {_ROW} from {TABLE} where encrypted is not null
-            and wrapped_key is null and envelope_version is null order by id""",  # noqa: S608
-            {},
-        )
-    )
+    sql = f"select {_ROW} from {TABLE} where {_IS_LEGACY} order by id"  # noqa: S608
+    return Rows(_select(conn, sql, {}))
 
 
 async def rows_with_ids(
@@ -567,8 +563,7 @@ def replace_envelopes(
     with tuple_cursor(conn) as cursor:
         stored = cursor.execute(
             f"""select id, {", ".join(columns).replace("encrypted", _ENCRYPTED)}
-            from {TABLE}
-            where id in (select value from json_each(:ids))
+            from {TABLE} where id in (select value from json_each(:ids))
             and not (encrypted is null and wrapped_key is null)""",  # noqa: S608
             {"ids": json.dumps(list(written))},
         ).fetchall()
