@@ -57,14 +57,11 @@ _WRAP = (
     "null, null, null"
 )
 
-_IS_LEGACY = (
-    "encrypted is not null and wrapped_key is null and envelope_version is null"
-)
-
+_NO_ENVELOPE = "wrapped_key is null and envelope_version is null"
 _VERSION = (
     "id, name, version, note, encryption_key_name, created_at, created_by, updated_at, "
     "updated_by, deleted_at, deleted_by, last_used_at, last_used_by, renew_by, "
-    f"encrypted is null and wrapped_key is null, {_IS_LEGACY}"
+    f"encrypted is null and wrapped_key is null, encrypted is not null and {_NO_ENVELOPE}"
 )
 
 _DESTROYED = {"encrypted": None, "wrapped_key": None}
@@ -503,8 +500,8 @@ async def rows_from(
     sql = f"""select {_WRAP if wraps_only else _ROW} from {TABLE} where id >= :row_id
         and not (encrypted is null and wrapped_key is null)
         and (:key_id is null or encryption_key_name is not :key_id
-            or (wrapped_key is null and envelope_version is null))
-        and (not :legacy_only or (wrapped_key is null and envelope_version is null))
+            or ({_NO_ENVELOPE}))
+        and (not :legacy_only or ({_NO_ENVELOPE}))
         order by id limit :limit"""  # noqa: S608
     parameters: dict[str, object] = {
         "row_id": row_id,
@@ -517,7 +514,7 @@ async def rows_from(
 
 def legacy_rows(conn: sqlite3.Connection) -> Rows:
     """All rows of 0.x that hold a value."""
-    sql = f"select {_ROW} from {TABLE} where {_IS_LEGACY} order by id"  # noqa: S608
+    sql = f"select {_ROW} from {TABLE} where encrypted is not null and {_NO_ENVELOPE} order by id"  # noqa: S608
     return Rows(_select(conn, sql, {}))
 
 
@@ -548,8 +545,7 @@ def replace_envelopes(
     """
     first, end = (1, 3) if wraps_only else (0, 4)
     columns = _ENVELOPE[first:end]
-    sql = f"""update {TABLE} set {" = ?, ".join(columns)} = ? where id = ?
-        and wrapped_key is ?"""  # noqa: S608
+    sql = f"update {TABLE} set {' = ?, '.join(columns)} = ? where id = ? and wrapped_key is ?"  # noqa: S608
     if not wraps_only:
         sql += " and name = ? and version = ? and encrypted is ?"
     written = {old.id: new[first:end] for old, new in changes}
