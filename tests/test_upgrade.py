@@ -622,7 +622,7 @@ async def test_what_a_real_release_of_0_x_stored_is_brought_in(
     before = select(internal, zero.COLUMNS)
     assert len(before) == 300
 
-    # Started, and not yet upgraded: ours opens none, and 0.x still opens all.
+    # No server has started yet: ours opens none, and 0.x still opens all.
     datasette = opened(make_datasette, OLD)
     with pytest.raises(NeedsUpgrade):
         await get_secret(datasette, "SECRET_0")
@@ -632,9 +632,7 @@ async def test_what_a_real_release_of_0_x_stored_is_brought_in(
     before = select(internal, zero.COLUMNS)
 
     datasette = await start(make_datasette, OLD)
-    report = await upgrade.upgrade(datasette, batch_size=50)
-    assert report.complete
-    assert (report.changed, len(report.found)) == (301, 301)
+    assert get_instance(datasette).notices[0].startswith("301 versions")
     others = zero.COLUMNS.replace("encryption_key_name, ", "")
     assert select(internal, others) == [row[:4] + row[5:] for row in before]
     assert await differing(datasette, stored) == []
