@@ -19,7 +19,7 @@ Each test file is named after what it tests:
     random sequences   test_model
     a real browser     test_browser
     the code           test_layers (imports and SQL) · test_imports (import order and time)
-                       test_deadlines (of the tests themselves)
+                       test_deadlines (of the tests) · test_typing (the public types)
     the documents      test_docs · test_docs_shell · test_runbook · test_security_claims
                        test_docs_authors (the page for plugin authors)
                        test_example_plugin

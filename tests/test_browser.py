@@ -16,7 +16,7 @@ from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.plugins import pm
 from datasette.utils.asgi import Response
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 from support.serving import served
 
 from datasette_secrets import CheckResult, Secret, get_secret, set_secret
@@ -27,7 +27,13 @@ pytestmark = pytest.mark.browser
 VALUE = "sk-live-4f9c0d1e"
 PEM = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADAN\n-----END PRIVATE KEY-----"
 WIDE = {"width": 1100, "height": 800}
-PHONE = {"width": 360, "height": 740}
+PHONE: ViewportSize = {"width": 360, "height": 740}
+
+
+class Site(Datasette):
+    """An instance that is served."""
+
+    address = ""
 
 
 async def check(value: str) -> CheckResult:
@@ -53,16 +59,16 @@ class Plugin:
 
     @hookimpl
     def register_routes(self) -> list[Any]:
-        async def read(datasette: Datasette, request: Any) -> Response:
+        async def read(datasette: Datasette, request: Any) -> Any:
             value = await get_secret(datasette, request.args["name"])
             return Response.text(value or "not set")
 
         return [(r"^/-/read$", read)]
 
 
-def make(internal: str, *keys: str) -> Datasette:
+def make(internal: str, *keys: str) -> Site:
     settings = {"encryption-key": list(keys)} if keys else {}
-    datasette = Datasette(
+    datasette = Site(
         internal=internal,
         config={"plugins": {"datasette-secrets": settings}},
         settings={"base_url": "/"},
@@ -87,7 +93,7 @@ async def plant(internal: str, key: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datasette]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """An instance with two keys; its address is `site.address`."""
     internal = str(tmp_path_factory.mktemp("site") / "internal.db")
     old_key = generate_master_key()
@@ -101,7 +107,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datasette]:
 
 
 @pytest.fixture(scope="module")
-def bare_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datasette]:
+def bare_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """An instance without a key."""
     datasette = make(str(tmp_path_factory.mktemp("bare") / "internal.db"))
     with served(datasette) as datasette.address:
@@ -110,7 +116,7 @@ def bare_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datasette]:
 
 
 @pytest.fixture(scope="module")
-def browser(site: Datasette, bare_site: Datasette, chromium: str) -> Iterator[Browser]:
+def browser(site: Site, bare_site: Site, chromium: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=chromium,
@@ -124,12 +130,12 @@ Visit = Callable[..., Page]
 
 
 @pytest.fixture
-def visit(browser: Browser, site: Datasette) -> Iterator[Visit]:
+def visit(browser: Browser, site: Site) -> Iterator[Visit]:
     """`visit(path)`: a page that root sees. It fails the test that its script fails in."""
     with contextlib.ExitStack() as stack:
 
         def open_page(
-            path: str = "/-/secrets", to: Datasette = site, **options: Any
+            path: str = "/-/secrets", to: Site = site, **options: Any
         ) -> Page:
             options.setdefault("viewport", WIDE)
             context = stack.enter_context(browser.new_context(**options))
@@ -148,7 +154,7 @@ def visit(browser: Browser, site: Datasette) -> Iterator[Visit]:
         assert not failures
 
 
-def read(page: Page, site: Datasette, name: str) -> str:
+def read(page: Page, site: Site, name: str) -> str:
     """What a plugin reads."""
     return page.request.get(f"{site.address}/-/read?name={name}").text()
 
@@ -169,7 +175,7 @@ def message(page: Page) -> Any:
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["script", "no script"])
 def test_a_secret_is_stored_changed_rolled_back_deleted_restored_and_destroyed(
-    visit: Visit, site: Datasette, javascript: bool
+    visit: Visit, site: Site, javascript: bool
 ) -> None:
     name = f"JOURNEY_{javascript}".upper()
     page = visit(java_script_enabled=javascript)
@@ -219,7 +225,7 @@ def test_a_secret_is_stored_changed_rolled_back_deleted_restored_and_destroyed(
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["script", "no script"])
 def test_a_secret_that_a_plugin_waits_for_is_found_and_set(
-    visit: Visit, site: Datasette, javascript: bool
+    visit: Visit, site: Site, javascript: bool
 ) -> None:
     name = "WAITED_FOR" if javascript else "WAITED_FOR_TOO"
     page = visit(java_script_enabled=javascript)
@@ -232,10 +238,10 @@ def test_a_secret_that_a_plugin_waits_for_is_found_and_set(
     assert (read(page, site, name) == VALUE) is True
 
 
-def test_the_keyboard_alone_is_enough(visit: Visit, site: Datasette) -> None:
+def test_the_keyboard_alone_is_enough(visit: Visit, site: Site) -> None:
     page = visit()
 
-    def tab_to(role: str, name: str) -> None:
+    def tab_to(role: Any, name: str) -> None:
         wanted = page.get_by_role(role, name=name, exact=True).first
         for _ in range(60):
             page.keyboard.press("Tab")
@@ -265,7 +271,7 @@ def test_the_keyboard_alone_is_enough(visit: Visit, site: Datasette) -> None:
 
 
 def test_of_two_people_at_once_the_second_is_told_of_the_first(
-    visit: Visit, site: Datasette
+    visit: Visit, site: Site
 ) -> None:
     first, second = visit(), visit()
     add(first, "SHARED", "one")
@@ -284,7 +290,7 @@ def test_of_two_people_at_once_the_second_is_told_of_the_first(
 
 
 def test_the_older_key_and_what_0x_stored_are_dealt_with(
-    visit: Visit, site: Datasette
+    visit: Visit, site: Site
 ) -> None:
     page = visit()
     page.get_by_role("link", name="Upgrade…").click()
@@ -436,7 +442,7 @@ def test_a_note_says_how_much_room_is_left(visit: Visit) -> None:
     expect(page.locator("#secrets-note-help")).to_contain_text("98 left")
 
 
-def test_two_clicks_are_one_change(visit: Visit, site: Datasette) -> None:
+def test_two_clicks_are_one_change(visit: Visit, site: Site) -> None:
     page = visit()
     add(page, "CLICKED", "one")
     page.goto(f"{site.address}/-/secrets/CLICKED")
@@ -447,7 +453,7 @@ def test_two_clicks_are_one_change(visit: Visit, site: Datasette) -> None:
     expect(page.locator("[data-version]")).to_have_count(2)
 
 
-def test_going_back_finds_the_value_gone(visit: Visit, site: Datasette) -> None:
+def test_going_back_finds_the_value_gone(visit: Visit, site: Site) -> None:
     page = visit()
     add(page, "GONE_BACK")
     expect(message(page)).to_contain_text("added")
@@ -498,8 +504,8 @@ def test_a_page_is_accessible_and_fits_a_phone(visit: Visit, name: str) -> None:
 
 @pytest.fixture(params=["nothing stored", "something stored"])
 def keyless_site(
-    request: Any, tmp_path: Path, site: Datasette, bare_site: Datasette
-) -> Iterator[Datasette]:
+    request: Any, tmp_path: Path, site: Site, bare_site: Site
+) -> Iterator[Site]:
     """An instance without a key, and one that lacks the key of what is in it."""
     if request.param == "nothing stored":
         yield bare_site
@@ -514,7 +520,7 @@ def keyless_site(
 
 
 def test_the_page_without_a_key_is_accessible_and_fits_a_phone(
-    visit: Visit, keyless_site: Datasette
+    visit: Visit, keyless_site: Site
 ) -> None:
     page = visit(to=keyless_site)
     assert violations(page) == []
@@ -546,7 +552,7 @@ def test_a_page_is_as_accessible_on_a_phone_in_the_dark(
     assert violations(page) == []
 
 
-def test_long_names_and_notes_fit_a_phone(visit: Visit, site: Datasette) -> None:
+def test_long_names_and_notes_fit_a_phone(visit: Visit, site: Site) -> None:
     page = visit(viewport=PHONE)
     add(page, "L" * 128)
     page.goto(f"{site.address}/-/secrets/{'L' * 128}")
@@ -561,7 +567,7 @@ def test_long_names_and_notes_fit_a_phone(visit: Visit, site: Datasette) -> None
 # Other sites.
 
 
-def test_a_form_on_another_site_changes_nothing(visit: Visit, site: Datasette) -> None:
+def test_a_form_on_another_site_changes_nothing(visit: Visit, site: Site) -> None:
     page = visit()
     target = f"{site.address}/-/secrets/WITH_HISTORY/-/delete"
     page.route(

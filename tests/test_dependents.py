@@ -161,14 +161,15 @@ async def post_form(
 
 def last_used_by(path: str, name: str) -> str | None:
     conn = sqlite3.connect(path)
-    [row] = conn.execute(
+    used_by: str | None
+    [(used_by, used_at)] = conn.execute(
         "select last_used_by, last_used_at is not null from datasette_secrets "
         "where name = ? order by version desc limit 1",
         (name,),
     ).fetchall()
     conn.close()
-    assert row[1]
-    return row[0]
+    assert used_at
+    return used_by
 
 
 @pytest.fixture
@@ -379,4 +380,4 @@ def run_program(python: Path, first: str) -> dict[str, Any]:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr.splitlines()[-1]
-    return json.loads(done.stdout)
+    return dict(json.loads(done.stdout))

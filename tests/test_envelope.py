@@ -243,9 +243,8 @@ def test_open_rejects_every_single_bit_flip(
     for bit in range(len(intact) * 8):
         flipped = bytearray(intact)
         flipped[bit // 8] ^= 1 << bit % 8
-        if opens(
-            ring, "OPENAI_API_KEY", 3, sealed._replace(**{column: bytes(flipped)})
-        ):
+        change: dict[str, Any] = {column: bytes(flipped)}
+        if opens(ring, "OPENAI_API_KEY", 3, sealed._replace(**change)):
             opened.append(bit)
     assert not opened
 

@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -227,7 +227,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 400 kB."""
     mounted = tmp_path / "small"
     mounted.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", mounted]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(mounted)]
     if os.geteuid() != 0 or subprocess.run(mount, check=False, timeout=300).returncode:
         # Only a file system of its own is ever really full, and only root may mount one,
         # as the containers of CI do. The shim plays a full disk for everybody else.
@@ -270,7 +270,7 @@ async def test_a_full_disk_refuses_what_is_new_and_keeps_what_there_is(
 @pytest.fixture
 async def immutable_file(
     make_datasette: MakeDatasette, master_key: str, internal: str
-) -> Iterator[str]:
+) -> AsyncIterator[str]:
     """The path of a database that holds A, and that not even root can change."""
     datasette = make_datasette(master_key)
     await datasette.invoke_startup()

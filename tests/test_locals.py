@@ -361,7 +361,7 @@ async def test_a_malformed_key_in_the_configuration(
     monkeypatch.setenv("A_KEY", bad)
     if place == "variable":
         monkeypatch.setenv(config.ENV_KEY, f"{good},{bad}")
-    entries: list[Any] = {
+    lists: dict[str, list[Any]] = {
         "text": [bad],
         "list": [good, bad],
         "$env": [good, {"$env": "A_KEY"}],
@@ -369,14 +369,15 @@ async def test_a_malformed_key_in_the_configuration(
         "variable": [],
         "a second one": ["", good],
         "a mapping": [good, {"key": bad}],
-    }[place]
-    datasette = make_datasette(*entries)
-    hidden = [bad, good, decoder.master_key(good)]
-    for call, kind in (
+    }
+    datasette = make_datasette(*lists[place])
+    hidden: list[str | bytes] = [bad, good, decoder.master_key(good)]
+    calls: list[tuple[Callable[[], Awaitable[Any]], type[Exception]]] = [
         (lambda: get_secret(datasette, "A"), errors.InvalidMasterKey),
         (lambda: set_secret(datasette, "A", "value"), errors.InvalidMasterKey),
         (lambda: datasette.invoke_startup(), StartupError),
-    ):
+    ]
+    for call, kind in calls:
         error = await error_of(call)
         assert type(error) is kind
         assert leaks(error, *hidden) == []

@@ -530,5 +530,6 @@ async def test_0_x_still_serves_what_it_stored_after_the_migration(
             )"""),
             {"name": "NAME_1"},
         )
-    assert zero.served(conn, "NAME_1") == "token"
+    token: object = zero.served(conn, "NAME_1")
+    assert token == "token"
     conn.close()

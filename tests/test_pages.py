@@ -507,7 +507,7 @@ async def test_a_value_pasted_as_the_name_is_not_sent_back(visitor: Visitor) -> 
 # Actions.
 
 
-ACTIONS = {
+ACTIONS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "delete": ({}, "Secret KEY deleted", None),
     "rollback": (
         {"version": "1"},

@@ -224,7 +224,7 @@ async def test_a_refusal_to_a_browser_is_the_page_of_a_forbidden_plugin(
     class SignIn:
         @hookimpl
         def forbidden(self, request: Request, message: str) -> Any:
-            async def page() -> Response:
+            async def page() -> Any:
                 return Response.text(f"Sign in: {request.path}: {message}")
 
             return page

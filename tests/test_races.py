@@ -50,9 +50,9 @@ def before_the_write(
         if fn.__name__ == "replace_secret_envelopes" and left:
             left -= 1
             await other()
-        return await write(fn, **options)
+        return await write(fn, **options)  # type: ignore[no-untyped-call]
 
-    db.execute_write_fn = execute_write_fn
+    db.execute_write_fn = execute_write_fn  # type: ignore[method-assign,assignment]
 
 
 def put_tokens(path: str, key: str, *names: str) -> None:

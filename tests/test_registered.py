@@ -96,5 +96,5 @@ async def test_secrets_are_made_as_before_and_the_new_fields_take_keywords() -> 
     secret = Secret("A", "a description", "https://example.com", "Get one")
     assert (secret.check, secret.looks_like) == (None, None)
     with pytest.raises(TypeError):
-        Secret("A", None, None, None, works)  # type: ignore[misc]
+        Secret("A", None, None, None, works)  # type: ignore[call-arg]
     assert [each.name for each in await get_secrets(Datasette(memory=True))]

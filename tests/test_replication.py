@@ -88,7 +88,7 @@ class Litestream:
         """The number of the last transaction that the replica has."""
         self.sync()
         levels = ("ltx", "-json", "-level", "all", f"file://{self.replica}")
-        return max(each["max_txid"] for each in json.loads(self._output(*levels)))
+        return max(str(each["max_txid"]) for each in json.loads(self._output(*levels)))
 
     def restore(self, to: Console, *options: str) -> None:
         """Restore from the replica, into the folder of another console."""

@@ -257,7 +257,7 @@ async def test_a_stale_expected_version_is_refused_with_who_and_when(
         lambda: service.set_note(datasette, NAME, "new", expected_version=1),
     ):
         with pytest.raises(VersionConflict, match="ann") as caught:
-            await change()
+            await change()  # type: ignore[no-untyped-call]
         assert (caught.value.expected, caught.value.actual) == (1, 2)
         assert caught.value.updated_at
     assert await get_secret(datasette, NAME) == "second"

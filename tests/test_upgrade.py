@@ -593,7 +593,7 @@ def run_0_x(programs: Path, job: dict[str, Any]) -> dict[str, str]:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr.splitlines()[-1]
-    return json.loads(done.stdout)
+    return dict(json.loads(done.stdout))
 
 
 @pytest.fixture(params=RELEASES, ids=", ".join)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MakeDatasette
@@ -22,13 +23,13 @@ NAME = "OPENAI_API_KEY"
 
 def used(path: str, name: str = NAME) -> tuple[str | None, str | None]:
     conn = sqlite3.connect(path)
-    [row] = conn.execute(
+    [(used_at, used_by)] = conn.execute(
         "select last_used_at, last_used_by from datasette_secrets "
         "where name = ? order by version desc limit 1",
         (name,),
     ).fetchall()
     conn.close()
-    return row
+    return used_at, used_by
 
 
 def write_transactions(path: str) -> int:
@@ -142,9 +143,9 @@ async def test_a_read_that_waits_for_its_use_lets_go_while_the_lock_is_still_hel
     waited: list[float | None] = []
     wait = asyncio.wait
 
-    async def watch(*arguments: object, timeout: float | None = None) -> object:
+    async def watch(*arguments: Any, timeout: float | None = None) -> object:
         waited.append(timeout)
-        return await wait(*arguments, timeout=timeout)  # type: ignore[call-overload]
+        return await wait(*arguments, timeout=timeout)
 
     asyncio.wait = watch  # type: ignore[assignment]
     try:

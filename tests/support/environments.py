@@ -44,7 +44,13 @@ def environment(
 
 
 def install(programs: Path, *arguments: str) -> None:
-    pip = [programs / "python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    pip = [
+        str(programs / "python"),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--quiet",
+    ]
     subprocess.run([*pip, "install", *arguments], check=True, timeout=900)
 
 
@@ -55,7 +61,7 @@ def build_wheel() -> Path:
     for left in (folder, ROOT / "build"):
         shutil.rmtree(left, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    arguments = ["wheel", "--no-deps", "--wheel-dir", folder, ROOT]
+    arguments = ["wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
     subprocess.run([*pip, *arguments], check=True, timeout=900)
     [wheel] = folder.glob("*.whl")
     return wheel

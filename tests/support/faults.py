@@ -25,6 +25,7 @@ import tempfile
 import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -435,9 +436,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         first = 1 + job.get("first", 0) % job["step"]
         for point in range(first, counted["changes"] + 1, job["step"]):
             path = copied("work")
-            status, answer = in_child(
-                lambda p=path, n=point: run_armed(operation, p, n, mode)
-            )
+            status, answer = in_child(partial(run_armed, operation, path, point, mode))
             if os.WIFSIGNALED(status):
                 report["stopped"] += os.WTERMSIG(status) == signal.SIGKILL
             elif isinstance(answer, dict) and answer["error"]:
@@ -446,7 +445,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
                 kinds[answer["error"]] = kinds.get(answer["error"], 0) + 1
             elif not isinstance(answer, dict):
                 report["wrong"][point] = answer
-            _, wrong = in_child(lambda p=path: look(operation, p, before))
+            _, wrong = in_child(partial(look, operation, path, before))
             if wrong:
                 report["wrong"][point] = wrong
             shutil.rmtree(Path(path).parent)

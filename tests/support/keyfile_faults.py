@@ -87,7 +87,7 @@ def look(folder: Path, how: str, current: str, other: str) -> list[str]:
 
 
 def main() -> None:
-    report = {"killed": 0, "wrong": []}
+    killed, wrong = 0, []
     ways = (
         ("new", ""),
         ("new", "old"),
@@ -106,10 +106,10 @@ def main() -> None:
                 other = id_in(folder / SECOND)
                 if not killed_at(folder, how, current, KILLS[mode], point):
                     break
-                report["killed"] += 1
+                killed += 1
                 for each in look(folder, how, current, other):
-                    report["wrong"].append(f"{how} {held} {mode} at {point}: {each}")
-    json.dump(report, sys.stdout)
+                    wrong.append(f"{how} {held} {mode} at {point}: {each}")
+    json.dump({"killed": killed, "wrong": wrong}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 from datasette import Response, hookimpl
 
@@ -19,15 +20,15 @@ try:
     from datasette.telemetry import tracer
     from datasette.telemetry_testing import install_metric_reader, install_span_exporter
 except ImportError:  # older Datasettes have no telemetry
-    tracer = None
+    tracer = None  # type: ignore[assignment]
 
 FOLDER = Path(os.environ["WATCHING_FOLDER"])
-SPANS = install_span_exporter() if tracer else None
-METRICS = install_metric_reader() if tracer else None
+SPANS: Any = install_span_exporter() if tracer else None
+METRICS: Any = install_metric_reader() if tracer else None
 
 
 @hookimpl
-def register_secrets():
+def register_secrets() -> list[Secret]:
     return [
         Secret("REGISTERED", "A <b>secret</b>", "https://example.com/", "Get one"),
         Secret("ODD NAME / with text"),
@@ -35,12 +36,12 @@ def register_secrets():
 
 
 @hookimpl
-def track_event(event):
+def track_event(event: Any) -> None:
     with FOLDER.joinpath("events").open("a") as file:
         file.write(f"{event!r} {event.name} {event.properties()}\n")
 
 
-async def use(datasette, request):
+async def use(datasette: Any, request: Any) -> Any:
     """Use a secret as a plugin would. Says which it was, in a way that tells nothing."""
     value = await get_secret(datasette, request.args["name"], "ann")
     digest = hashlib.sha256((value or "").encode()).hexdigest()
@@ -48,7 +49,7 @@ async def use(datasette, request):
     return Response.text(digest)
 
 
-async def store(datasette, request):
+async def store(datasette: Any, request: Any) -> Any:
     """Set a secret through the API."""
     version = await set_secret(
         datasette, request.args["name"], FOLDER.joinpath("api-value").read_text()
@@ -56,7 +57,7 @@ async def store(datasette, request):
     return Response.json({"version": version})
 
 
-async def plant(datasette, request):
+async def plant(datasette: Any, request: Any) -> Any:
     planted = FOLDER.joinpath("planted").read_text()
     kind = request.args["kind"]
     if kind == "sql":
@@ -73,7 +74,7 @@ async def plant(datasette, request):
     return Response.html("<body>planted</body>")
 
 
-async def dump(datasette, request):
+async def dump(datasette: Any, request: Any) -> Any:
     """Write what telemetry has seen."""
     if not tracer:
         return Response.text("0")
@@ -84,7 +85,7 @@ async def dump(datasette, request):
 
 
 @hookimpl
-def register_routes():
+def register_routes() -> list[tuple[str, Any]]:
     return [
         (r"^/-/use$", use),
         (r"^/-/store$", store),
