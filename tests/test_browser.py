@@ -308,7 +308,7 @@ def test_the_older_key_and_what_0x_stored_are_dealt_with(
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["script", "no script"])
 def test_a_value_is_tested_before_it_is_saved_on_a_phone(
-    visit: Visit, site: Datasette, javascript: bool
+    visit: Visit, site: Site, javascript: bool
 ) -> None:
     name = "TESTED" if javascript else "TESTED_TOO"
     page = visit(f"/-/secrets/{name}", java_script_enabled=javascript, viewport=PHONE)
@@ -336,7 +336,7 @@ def test_a_value_is_tested_before_it_is_saved_on_a_phone(
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["script", "no script"])
 def test_what_was_done_is_in_the_log(
-    visit: Visit, site: Datasette, javascript: bool
+    visit: Visit, site: Site, javascript: bool
 ) -> None:
     name = f"LOGGED_{javascript}".upper()
     page = visit(java_script_enabled=javascript)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
@@ -22,7 +22,7 @@ NAME = "WEATHER_API_KEY"
 @pytest.fixture
 async def example(
     make_datasette: MakeDatasette, master_key: str
-) -> Iterator[Datasette]:
+) -> AsyncIterator[Datasette]:
     before = set(pm.get_plugins())
     datasette = make_datasette(master_key, plugins_dir=str(EXAMPLE))
     await datasette.invoke_startup()
