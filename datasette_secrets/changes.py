@@ -240,7 +240,7 @@ async def _select(
 def _detail(text: object) -> dict[str, Any]:
     try:
         detail = json.loads(str(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return detail if isinstance(detail, dict) else {}
 

@@ -160,6 +160,10 @@ async def test_a_date_is_changed_and_cleared_without_a_value(visitor: Visitor) -
     assert refused.status_code == 400 and await renew_by() == "2032-01-02"
     await visitor.post("/KEY", renew_by="", **form)
     assert await renew_by() is None
+    await visitor.post("/KEY", secret=GOOD, renew_by="2031-01-02")
+    # The date of the value before stands in the form, and is not one for the new value.
+    await visitor.post("/KEY", secret=GOOD, renew_by="2031-01-02")
+    assert await renew_by() is None
     sent = {"value": GOOD, "renew_by": "2033-01-02"}
     await post_json(visitor, "/KEY/-/set", sent)
     assert await renew_by() == "2033-01-02"

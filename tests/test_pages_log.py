@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from typing import Any
 
 import pytest
@@ -76,6 +77,30 @@ async def test_names_and_actors_in_the_log_are_escaped(
     page = await visitor.get("/-/log?name=%22%3E%3Cscript%3E")
     assert "<script>alert" not in (await visitor.get("/-/log")).text
     assert '"><script>' not in page.text
+
+
+async def test_rows_that_somebody_wrote_into_the_log_do_no_harm(
+    visitor: Visitor, datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, "KEY", VALUE)
+    with sqlite3.connect(internal) as conn:
+        for name, version, detail in (
+            ("KEY", "one", '{"outcome": [], "versions": 5, "renew_by": {}}'),
+            ("KEY", 1, '{"rolled_back_from": 1, "versions": [[], {}, 1], "pruned": 7}'),
+            (7, b"\xff", "[" * 9_000),
+            (b"\xff", 1, b"\xff"),
+        ):
+            conn.execute(
+                "insert into datasette_secrets_log "
+                "(at, actor_id, via, action, name, version, detail) "
+                "values ('yesterday', x'ff', 5, '<b>', ?, ?, ?)",
+                [name, version, detail],
+            )
+    conn.close()
+    for path in ("/-/log", "/-/log.json", "/KEY", "/KEY.json", "/KEY/-/destroy", ""):
+        page = await visitor.get(path)
+        assert page.status_code == 200
+        assert "<b>" not in page.text or path.endswith(".json")
 
 
 async def test_only_those_who_may_manage_secrets_see_the_log(visitor: Visitor) -> None:

@@ -113,7 +113,7 @@ class Presenter:
         if "rolled_back_from" in known:
             parts.append(f"from version {known['rolled_back_from']}")
         if "outcome" in known:
-            parts.append(self.outcomes.get(known["outcome"], ""))
+            parts.append(self.outcomes.get(str(known["outcome"]), ""))
         if "renew_by" in known:
             parts.append(str(known["renew_by"] or "no date"))
         versions = known.get("versions")
@@ -219,4 +219,4 @@ def _ago(seconds: int) -> str:
 def secret_url(datasette: Datasette, name: str, action: str = "") -> str:
     """The address of a secret's page, or of one of its actions."""
     suffix = f"/-/{action}" if action else ""
-    return str(datasette.urls.path(f"/-/secrets/{tilde_encode(name)}{suffix}"))
+    return str(datasette.urls.path(f"/-/secrets/{tilde_encode(str(name))}{suffix}"))

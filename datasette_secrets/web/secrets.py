@@ -464,7 +464,7 @@ async def _store(datasette: Datasette, request: Request, name: str, sent: Body) 
             name,
             sent.take_value(field),
             note=_note(sent),
-            renew_by=renew_by(sent),
+            renew_by=await _new_renew_by(datasette, name, sent),
             author=author(request),
             expected_version=expected_version,
             checked=checked.outcome if checked else None,
@@ -479,6 +479,13 @@ async def _store(datasette: Datasette, request: Request, name: str, sent: Body) 
         )
     content["version"] = version
     return Done(content, message, datasette.urls.path(LIST), warnings)
+
+
+async def _new_renew_by(datasette: Datasette, name: str, sent: Body) -> Any:
+    """The date for a new value. That of the value before, which the form shows, is not."""
+    date = renew_by(sent)
+    state = await listing.secret_state(datasette, name)
+    return None if sent.is_form and date == state.renew_by else date
 
 
 async def _check(
