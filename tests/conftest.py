@@ -34,7 +34,8 @@ Helpers are in tests/support:
     decoder            a second implementation of the envelope
     zero               tables as datasette-secrets 0.x made them
     environments       virtual environments with packages from PyPI
-    hunt               how a leak is recognised; watching_plugin serves test_leaks
+    hunt               how a leak is recognised; watching_plugin and hostile_checks serve
+                       test_leaks
     forks              commands in forks of one process, for test_leaks and test_runbook
     machine            a folder that stands for a machine, for the runbook
     faults             one command that fails at its n-th write; fault_shim.c makes it fail

@@ -32,6 +32,7 @@ import pytest
 from cryptography.fernet import Fernet
 from itsdangerous import URLSafeSerializer
 from support import decoder
+from support.hostile_checks import KINDS
 from support.hunt import Evidence, spellings
 
 from datasette_secrets import envelope
@@ -63,7 +64,8 @@ class Server:
         self.written: list[str] = []
         plugins = folder / "plugins"
         plugins.mkdir()
-        shutil.copy(HERE / "support/watching_plugin.py", plugins)
+        for plugin in ("watching_plugin", "hostile_checks"):
+            shutil.copy(HERE / f"support/{plugin}.py", plugins)
         self.inputs.joinpath("key").write_text(self.keys[1] + "\n")
         self.inputs.joinpath("datasette.json").write_text(
             json.dumps(
@@ -558,6 +560,26 @@ def use_the_shell(hunt: Hunt) -> None:
     run("shell, bad key", "status", HUNTED_KEY=bad)
 
 
+def check_through_every_door(hunt: Hunt) -> None:
+    """With checks that try to show the value that they are given."""
+    for kind, outcome in KINDS.items():
+        path = f"/-/secrets/CHECK_{kind}"
+        values = [hunt.value(f"{door} {kind}") for door in ("check form", "check JSON")]
+        form = urlencode({"secret": values[0], "check": "1"})
+        hunt.ask(f"check form {kind}", "POST", path, form, FORM)
+        body = json.dumps({"value": values[1], "check": True})
+        hunt.ask(f"check JSON {kind}", "POST", f"{path}/-/set", body, JSON)
+        if outcome == "rejected":
+            body = json.dumps({"value": hunt.value(f"unchecked {kind}")})
+            hunt.ask(f"unchecked {kind}", "POST", f"{path}/-/set", body, JSON)
+        hunt.ask(f"check page {kind}", "POST", f"{path}/-/check", "", FORM)
+        hunt.ask(f"check API {kind}", "POST", f"{path}/-/check", "{}", JSON)
+        plugins = ("--plugins-dir", str(hunt.server.folder / "plugins"))
+        hunt.run(f"check shell {kind}", "check", f"CHECK_{kind}", *plugins)
+        for page in (path, f"{path}.json", f"/-/secrets/-/log?name=CHECK_{kind}"):
+            hunt.ask(f"{page}, checked", "GET", page)
+
+
 def break_rows(hunt: Hunt) -> None:
     """Rows that do not open, and plugins that let the error out."""
     for name, error in (
@@ -632,6 +654,7 @@ def hunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hunted]:
         change_everything(hunt)
         use_the_shell(hunt)
         hunt.keep_data_keys()
+        check_through_every_door(hunt)
         break_rows(hunt)
         look_at_every_page(hunt, "after")
         hunt.keep_data_keys()
@@ -698,6 +721,14 @@ def test_the_hunt_went_where_it_says(hunted: Hunted) -> None:
     assert {statuses[f"shell, {each}"] for each in ("set", "import", "rotate")} == {0}
     assert sum(statuses[label] != 0 for label in done) > 10
     assert statuses["a stale version"] == statuses["form, stale"] == 409
+    exit_codes = {"works": 0, "rejected": 1, "unknown": 3}
+    for kind, outcome in KINDS.items():
+        assert statuses[f"check shell {kind}"] == exit_codes[outcome]
+        assert statuses[f"check API {kind}"] == 200
+        assert statuses[f"check page {kind}"] == 302
+        rejected = outcome == "rejected"
+        assert statuses[f"check JSON {kind}"] == (400 if rejected else 200)
+        assert statuses[f"check form {kind}"] == (400 if rejected else 302)
     assert hunted.evidence.size > 1_000_000
     stored = [label for label, _ in hunted.values]
     assert len(stored) == len(set(stored)) > 80

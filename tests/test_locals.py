@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -27,11 +27,14 @@ from datasette.app import Datasette
 from datasette.database import Database
 from datasette.utils import StartupError
 from support import decoder
+from support.console import plugin
 from support.hunt import spellings
 
 import datasette_secrets
 from datasette_secrets import (
+    Secret,
     SecretsError,
+    checks,
     config,
     delete_secret,
     envelope,
@@ -43,6 +46,7 @@ from datasette_secrets import (
     set_secret,
     upgrade,
 )
+from datasette_secrets.registry import Registered
 from datasette_secrets.web.request import Body
 
 TESTS = str(Path(__file__).parent)
@@ -184,6 +188,59 @@ async def test_reading_what_does_not_open(
         error = await error_of(call)
         assert type(error) is kind
         assert leaks(error, *hidden) == []
+
+
+@pytest.mark.parametrize(("damage", "kind"), DAMAGES)
+async def test_checking_what_does_not_open(
+    scene: Scene, damage: str, kind: type[SecretsError]
+) -> None:
+    hidden = scene.hidden
+    scene.alter(damage)
+    with checked():
+        error = await error_of(lambda: checks.check_stored(scene.datasette, "A"))
+    assert type(error) is kind
+    assert leaks(error, *hidden) == []
+
+
+async def test_checking_a_variable_that_cannot_be_a_value(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = new_secret()
+    monkeypatch.setenv("DATASETTE_SECRETS_A", secret * 3_000)
+    with checked():
+        error = await error_of(lambda: checks.check_stored(scene.datasette, "A"))
+    assert type(error) is errors.InvalidSecret
+    assert "A cannot be checked: it has" in str(error)
+    assert leaks(error, secret, *scene.hidden) == []
+
+
+async def test_a_check_for_which_there_is_no_thread(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = scene.hidden
+
+    def start(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(checks.threading.Thread, "start", start)
+    error = await error_of(
+        lambda: checks.run_check(
+            Registered("A", check=ask), envelope.Plaintext.parse(scene.value)
+        )
+    )
+    assert type(error) is RuntimeError
+    assert leaks(error, *hidden) == []
+
+
+async def ask(_: str) -> bool:
+    return True
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """As long as this lasts, a plugin has a check for A."""
+    with plugin(register_secrets=lambda: [Secret("A", check=ask)]):
+        yield
 
 
 @pytest.mark.parametrize("odd", ["{}\0", "{}\ud800", "many", "bytes", "list"])
