@@ -3,7 +3,8 @@
 Each test file is named after what it tests:
 
     the library        test_secrets (the public API) · test_registered (what plugins register)
-                       test_checks (of values, by plugins) · test_state
+                       test_checks · test_checks_doors (of values, by plugins)
+                       test_state
                        test_api (the JSON API) · test_pages
                        test_pages_log and test_pages_checks (log, tests, dates)
                        test_permissions · test_config · test_envelope · test_rotation
