@@ -15,8 +15,12 @@ from pathlib import Path
 
 import pytest
 from support.console import Console
+from support.documents import blocks, section
 from support.environments import environment
+from support.forks import Forks
+from support.machine import ANSWER, Machine
 from support.servers import Clients, Server
+from test_runbook import PRELUDE, SECTIONS
 
 from datasette_secrets import envelope
 
@@ -313,3 +317,66 @@ def test_copies_are_readable_by_nobody_else_under_umask_077(
 ) -> None:
     for folder in (litestream.replica, filled.folder / ".internal.db-litestream"):
         assert {os.stat(path).st_mode & 0o077 for path in folder.rglob("*")} == {0}
+
+
+# The page about it, run as it stands.
+
+#: `systemctl start litestream` and `systemctl stop litestream`.
+SERVICE = """
+cd "$MACHINE"
+case "$1" in
+start)
+    umask 077
+    nohup litestream replicate -config etc/litestream.yml > litestream.log 2>&1 &
+    echo $! > litestream.pid
+    timeout 60 sh -c 'until grep -q "$1" "$2"; do :; done' - 'replicating to' litestream.log
+    timeout 60 sh -c 'until find "$1" -name "*.ltx" | grep -q .; do :; done' - \
+        "$(sed -n 's/ *path: //p' etc/litestream.yml | tail -n 1)" ;;
+stop)
+    kill "$(cat litestream.pid)"
+    timeout 60 tail --pid="$(cat litestream.pid)" -f /dev/null ;;
+esac
+"""
+
+
+@pytest.fixture
+def machine(program: Path, tmp_path: Path) -> Iterator[Machine]:
+    forks = Forks(tmp_path)
+    machine = Machine(forks.command)
+    (machine.root / "bin" / "litestream").symlink_to(program)
+    machine.write(machine.root / "etc" / "litestream.sh", SERVICE)
+    [config] = blocks(section("operations.md", "Litestream"), "yaml")
+    machine.write(machine.root / "etc" / "litestream.yml", machine.rooted(config))
+    yield machine
+    machine.run("sudo systemctl stop litestream")
+    machine.close()
+    forks.close()
+
+
+def test_the_page_about_litestream_works_as_written(machine: Machine) -> None:
+    def run(*commands: str) -> None:
+        done = machine.run(PRELUDE, *commands)
+        assert done.code == 0, done.output
+
+    run(*SECTIONS["The first key"], "sudo systemctl start litestream")
+    run("datasette secrets set OPENAI_API_KEY .")
+    destroy = "datasette secrets destroy OPENAI_API_KEY . --version 1 --yes"
+    assert machine.run(PRELUDE, destroy).code == 3
+    run("datasette secrets new-key .", "keep private/master.key")
+    rotated = machine.run(PRELUDE, "datasette secrets rotate-key .")
+    assert rotated.code == 3, rotated.output
+    assert "Litestream" in rotated.output
+    run(*SECTIONS["Rotate and destroy"])
+    run(*SECTIONS["What was destroyed stays in the copies"])
+    # The new key alone.
+    run(": > private/old-master.key", *SECTIONS["Check the replica"])
+    # The machine dies. Another one has its configuration and its keys.
+    run("sudo systemctl stop litestream", "rm -r private/internal.db* private/.int*")
+    config = machine.root / "etc" / "litestream.yml"
+    config.write_text(config.read_text().replace("replica\n", "replica-2\n"))
+    run(*SECTIONS["Fail over"])
+    run("sudo systemctl stop litestream", *SECTIONS["Several readers"])
+    got = machine.run(PRELUDE, "datasette secrets get OPENAI_API_KEY .")
+    assert got.output == f"{ANSWER}\n"
+    # Again: a machine that already has the database keeps it.
+    run(SECTIONS["Fail over"][0])
