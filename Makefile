@@ -35,7 +35,7 @@ test-matrix: $(VENV)/.test  ## the suite on each Python and the oldest and newes
 campaign: $(VENV)/.test  ## try for half an hour what the suite tries for seconds (Linux, cc)
 	$(PY) scripts/campaign.py $(ARGS)
 
-mutants: $(VENV)/.mutants  ## change the code in small ways, and see that a test notices
+mutants: $(VENV)/.mutants  ## change the code in small ways, and report what no test notices
 	$(PY) scripts/mutants.py $(ARGS)
 
 check: lint  ## the same as lint
