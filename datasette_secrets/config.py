@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .envelope import KeyRing, MasterKey
@@ -17,6 +20,7 @@ PLUGIN = "datasette-secrets"
 ENV_PREFIX = "DATASETTE_SECRETS_"
 ENV_KEY = "DATASETTE_SECRETS_ENCRYPTION_KEY"
 HOW_TO_MAKE_A_KEY = "make one with 'datasette secrets generate-encryption-key'"
+_KNOWN_OPTIONS = ("encryption-key", "encryption_key", "database")
 _ALWAYS_RESERVED = frozenset({"ENCRYPTION_KEY", "OLD_ENCRYPTION_KEY"})
 
 
@@ -75,7 +79,69 @@ def load(datasette: Datasette) -> Settings:
         database=None if database == "_internal" else database or None,
         reserved=_ALWAYS_RESERVED | _variables_of_keys(key_option),
         missing="" if keys else _why_missing(key_option),
+        warnings=tuple(_warnings(options, keys)),
     )
+
+
+def _warnings(
+    options: dict[str, Any], keys: dict[str, MasterKey]
+) -> Iterator[tuple[str, str]]:
+    for option in options:
+        if option not in _KNOWN_OPTIONS:
+            known = ", ".join(_KNOWN_OPTIONS[::2])
+            yield (
+                "unknown-option",
+                f"the option {_named(str(option))} is unknown and has no effect: the "
+                f"options are {known}",
+            )
+    for source, key in keys.items():
+        if key.is_one_byte_repeated:
+            yield (
+                "weak-key",
+                f"{source} is one byte repeated, which anybody can guess: "
+                f"{HOW_TO_MAKE_A_KEY}, put it first and run 'datasette secrets rotate-key'",
+            )
+        if any(map(key.appears_in, sys.argv)):
+            yield (
+                "key-in-arguments",
+                f"{source} is visible in the command line, which other users of this "
+                "machine can read: move it to a file",
+            )
+    key_option = options.get("encryption-key", options.get("encryption_key"))
+    for path in _paths(key_option):
+        if path is not None and is_readable_by_others(path):
+            yield (
+                "key-file-mode",
+                f"the key file {_named(path)} can be read by every user of this machine: "
+                "run chmod o-r on it",
+            )
+
+
+def is_readable_by_others(path: str) -> bool:
+    """Whether every user of the machine can read this file."""
+    try:
+        return os.name != "nt" and bool(os.stat(path).st_mode & stat.S_IROTH)
+    except (OSError, ValueError):
+        return False
+
+
+_LIKE_A_KEY = re.compile(r"[A-Za-z0-9+/_=-]{40,}")
+
+
+def _named(text: str) -> str:
+    """`text` for a message, unless a key may have been pasted in its place."""
+    kinds = (str.isupper, str.islower, str.isdigit)
+    squeezed = "".join(text.split())
+    if len(squeezed) >= 40 and (
+        squeezed.endswith("=")
+        or re.search(r"[0-9A-Fa-f]{64}", squeezed)
+        or (
+            _LIKE_A_KEY.search(squeezed)
+            and all(any(map(kind, squeezed)) for kind in kinds)
+        )
+    ):
+        return "(not shown, since it may be a key)"
+    return text
 
 
 def database_name(datasette: Datasette) -> str | None:
@@ -87,7 +153,10 @@ def database_name(datasette: Datasette) -> str | None:
 def key_files(datasette: Datasette) -> list[str | None]:
     """The path of each entry of `encryption-key`, newest first; None for one that is no file."""
     options = _options(datasette) or {}
-    key_option = options.get("encryption-key", options.get("encryption_key"))
+    return _paths(options.get("encryption-key", options.get("encryption_key")))
+
+
+def _paths(key_option: Any) -> list[str | None]:
     paths = [
         entry.get("$file") if isinstance(entry, dict) else None
         for entry in _entries(key_option)
@@ -137,8 +206,8 @@ def find_database(datasette: Datasette, settings: Settings) -> Database:
         )
     if settings.database not in datasette.databases:
         raise NotConfigured(
-            f"{PLUGIN}: the database '{settings.database}' is not attached: start "
-            "Datasette with its file, or correct 'database'"
+            f"{PLUGIN}: the database '{_named(settings.database)}' is not attached: "
+            "start Datasette with its file, or correct 'database'"
         )
     db = datasette.get_database(settings.database)
     return db
@@ -163,7 +232,9 @@ def _entries(key_option: Any) -> list[Any]:
 def _read_keys(key_option: Any) -> dict[str, MasterKey]:
     """The configured keys by where each came from, newest first; none without any."""
     texts = _texts_of_variable() if key_option is None else _texts_of_option(key_option)
-    if not any(text for _, text in texts):
+    # A variable may be left unset on purpose; a file that was named is there to be read.
+    is_file = any(path is not None for path in _paths(key_option)[:1])
+    if not is_file and not any(text for _, text in texts):
         return {}
     if not texts[0][1]:
         raise InvalidMasterKey(
@@ -226,9 +297,9 @@ def _follow(option: str, entry: Any) -> tuple[str, str]:
     if isinstance(entry, dict) and len(entry) == 1:
         [(kind, name)] = entry.items()
         if kind == "$env" and isinstance(name, str):
-            return f"{option} ($env {name})", os.environ.get(name, "")
+            return f"{option} ($env {_named(name)})", os.environ.get(name, "")
         if kind == "$file" and isinstance(name, str):
-            return f"{option} ($file {name})", _read_file(option, name)
+            return f"{option} ($file {_named(name)})", _read_file(option, name)
     raise _unreadable(option, "it must be text, {$env: NAME} or {$file: PATH}")
 
 
@@ -237,10 +308,12 @@ def _read_file(option: str, path: str) -> str:
         with open(path, encoding="utf-8") as file:
             return file.read()
     except OSError as error:
-        where = "" if os.path.isabs(path) else f", which is {os.path.abspath(path)}"
-        problem = f"$file {path}{where}: {error.strerror or 'unreadable'}"
+        shown = _named(path)
+        if shown == path and not os.path.isabs(path):
+            shown += f", which is {os.path.abspath(path)}"
+        problem = f"$file {shown}: {error.strerror or 'unreadable'}"
     except ValueError:
-        problem = f"$file {path}: not text"
+        problem = f"$file {_named(path)}: not text"
     raise _unreadable(option, problem)
 
 
@@ -272,7 +345,7 @@ def _why_missing(key_option: Any) -> str:
     elif variables:
         plural = "s" if len(variables) > 1 else ""
         cause = (
-            f"the environment variable{plural} {', '.join(variables)}, from which "
+            f"the environment variable{plural} {', '.join(map(_named, variables))}, from which "
             f"'encryption-key' is read, {'are' if plural else 'is'} not set"
         )
     else:

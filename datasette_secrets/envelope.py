@@ -35,7 +35,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from types import ModuleType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from . import fernet
 from .errors import (
@@ -94,6 +94,14 @@ class MasterKey:
 
     def __repr__(self) -> str:
         return f"<MasterKey {self.id}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A master key is not pickled")
+
+    @property
+    def is_one_byte_repeated(self) -> bool:
+        """Whether somebody made it by hand, of equal bytes."""
+        return len(set(self._key)) == 1
 
     @classmethod
     @without_frames
@@ -205,6 +213,9 @@ class Plaintext:
 
     def __repr__(self) -> str:
         return "<Plaintext>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A value is not pickled")
 
     @classmethod
     @without_frames

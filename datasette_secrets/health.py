@@ -23,6 +23,7 @@ from . import (
     store,
     upgrade,
 )
+from .database import is_temporary
 from .errors import (
     DatabaseUnavailable,
     MissingExtra,
@@ -160,6 +161,14 @@ async def examine(
 async def _warnings(datasette: Datasette, instance: Instance) -> list[Remark]:
     """Risky configuration, known without the table."""
     warnings = list(itertools.starmap(Remark, instance.settings.warnings))
+    if instance.settings.ring is not None and is_temporary(instance.db):
+        warnings.append(
+            Remark(
+                "temporary-database",
+                "the internal database is temporary, so secrets are lost when the server "
+                "stops: start Datasette with --internal and a file",
+            )
+        )
     if reason := why_read_only(instance):
         warnings.append(Remark("read-only", reason))
     if hasattr(datasette, "event_classes"):  # a server, which knows its permissions

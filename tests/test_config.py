@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import pickle
 import sqlite3
 from pathlib import Path
 
@@ -266,3 +267,114 @@ async def test_sql_across_databases_is_warned_of(
         )
         await datasette.invoke_startup()
         assert ("across databases" in capsys.readouterr().err) is crossdb
+
+
+def codes(settings: config.Settings) -> list[str]:
+    return [code for code, _ in settings.warnings]
+
+
+def warning(settings: config.Settings) -> str:
+    [(_, sentence)] = settings.warnings
+    return sentence
+
+
+def test_usual_settings_warn_of_nothing() -> None:
+    assert load({"encryption-key": KEYS, "database": "_internal"}).warnings == ()
+
+
+def test_an_unknown_option_is_named() -> None:
+    settings = load({"encryption-key": KEYS[0], "databse": "secrets"})
+    assert codes(settings) == ["unknown-option"]
+    assert "databse" in warning(settings)
+
+
+async def test_an_unknown_option_is_named_at_start(
+    make_datasette: MakeDatasette, capsys: pytest.CaptureFixture[str]
+) -> None:
+    datasette = make_datasette(KEYS[0])
+    datasette.config["plugins"]["datasette-secrets"]["databse"] = "secrets"
+    await datasette.invoke_startup()
+    assert "the option databse is unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["none", *MALFORMED])
+def test_a_key_pasted_where_a_name_belongs_is_not_shown(fault: str) -> None:
+    pasted = MALFORMED.get(fault, KEYS[0])
+    if not pasted.isascii() or "!" in pasted:
+        pasted = KEYS[0][:20] + "\u00e9!" + KEYS[0][20:]
+    for options in (
+        {"encryption-key": {"$env": pasted}},
+        {"encryption-key": [{"$env": pasted}, KEYS[1]]},
+        {"encryption-key": {"$file": pasted}},
+        {"encryption-key": KEYS[1], "database": pasted},
+        {"encryption-key": KEYS[1], pasted: "x"},
+    ):
+        datasette = Datasette(config={"plugins": {"datasette-secrets": options}})
+        said = ""
+        try:
+            settings = config.load(datasette)
+            said = f"{settings.missing} {settings.warnings}"
+            config.find_database(datasette, settings)
+        except (InvalidMasterKey, NotConfigured) as error:
+            said += str(error)
+        finally:
+            datasette.close()
+        assert "(not shown" in said
+        assert pasted[:10] not in said and pasted[-10:] not in said
+
+
+@pytest.mark.parametrize("name", ["master.key", "keys/OLD-2.key", "/etc/x/" + "k" * 50])
+def test_the_name_of_a_key_file_is_shown(name: str) -> None:
+    with pytest.raises(InvalidMasterKey) as caught:
+        load({"encryption-key": {"$file": name}})
+    assert name in str(caught.value)
+
+
+async def test_an_empty_key_file_stops_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "master.key"
+    path.write_text("\n")
+    options = {"encryption-key": {"$file": str(path)}}
+    datasette = Datasette(config={"plugins": {"datasette-secrets": options}})
+    with pytest.raises(StartupError, match=r"master\.key\) is empty"):
+        await datasette.invoke_startup()
+    datasette.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [(0o600, []), (0o640, []), (0o644, ["key-file-mode"])]
+)
+def test_a_key_file_that_others_can_read_is_warned_of(
+    tmp_path: Path, mode: int, expected: list[str]
+) -> None:
+    path = tmp_path / "master.key"
+    path.write_text(KEYS[0])
+    path.chmod(mode)
+    assert codes(load({"encryption-key": {"$file": str(path)}})) == expected
+
+
+def test_a_key_in_the_command_line_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    option = f"plugins.datasette-secrets.encryption-key={KEYS[0]}"
+    monkeypatch.setattr("sys.argv", ["datasette", "-s", option])
+    settings = load({"encryption-key": KEYS[0]})
+    assert codes(settings) == ["key-in-arguments"]
+    assert KEYS[0] not in warning(settings)
+
+
+def test_a_key_of_equal_bytes_is_warned_of() -> None:
+    weak = base64.urlsafe_b64encode(bytes(32)).decode()
+    settings = load({"encryption-key": [KEYS[0], weak]})
+    assert codes(settings) == ["weak-key"]
+    assert weak not in warning(settings)
+
+
+def test_neither_a_key_nor_a_value_is_pickled() -> None:
+    for holder in (
+        envelope.MasterKey.parse(KEYS[0]),
+        envelope.KeyRing([envelope.MasterKey.parse(KEYS[0])]),
+        envelope.Plaintext.parse("a value"),
+    ):
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            with pytest.raises(TypeError, match="pickled"):
+                pickle.dumps(holder, protocol)

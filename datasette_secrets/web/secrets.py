@@ -144,7 +144,11 @@ async def _warnings(
                 "restart. If it is lost, enter those secrets again."
             )
     # The page has its own words for the rest of the problems.
-    return warnings + [as_sentence(each.message.rstrip(".")) for each in found.warnings]
+    return warnings + [
+        as_sentence(each.message.rstrip("."))
+        for each in found.warnings
+        if each.code != "temporary-database"
+    ]
 
 
 async def _list_json(datasette: Datasette, request: Request) -> Response:
