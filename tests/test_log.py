@@ -23,6 +23,7 @@ from datasette_secrets import (
     changes,
     delete_secret,
     get_secret,
+    inspection,
     restore_secret,
     service,
     set_secret,
@@ -270,6 +271,72 @@ async def test_a_change_whose_rows_are_not_kept_does_not_happen(
     assert await get_secret(datasette, NAME) == "two"
 
 
+@pytest.mark.parametrize(
+    ("action", "undoing"),
+    [
+        ("set", "before insert on {} begin select raise(ignore); end"),
+        ("set", "after insert on {} begin delete from {} where id = new.id; end"),
+        ("set", "after insert on {} begin update {} set deleted_at = '2020'; end"),
+        ("set", "after insert on {} begin update {} set encrypted = x'00'; end"),
+        ("set", "after insert on {} begin update {} set version = -version; end"),
+        ("set", "after insert on {}_log begin delete from {}; end"),
+        ("set", "after insert on {}_log begin delete from {}_log; end"),
+        ("set", "before insert on {}_log begin select raise(ignore); end"),
+        ("set", "after insert on {}_log begin update {}_log set via = 'page'; end"),
+        ("note", "before update on {} begin select raise(ignore); end"),
+        (
+            "note",
+            "after update of note on {} begin update {} set updated_by = 'x'; end",
+        ),
+        ("renew", "before update on {} begin select raise(ignore); end"),
+        ("delete", "before update on {} begin select raise(ignore); end"),
+        ("restore", "after insert on {}_log begin update {} set deleted_by = 1; end"),
+        ("roll back", "before insert on {} begin select raise(ignore); end"),
+        ("destroy", "before update on {} begin select raise(ignore); end"),
+        ("destroy", "after insert on {}_log begin update {} set encrypted = 7; end"),
+        ("keep", "before delete on {} begin select raise(ignore); end"),
+        ("read", "before insert on {}_log begin select raise(ignore); end"),
+    ],
+)
+async def test_a_change_that_is_not_found_where_it_was_written_is_taken_back(
+    datasette: Datasette,
+    internal: str,
+    action: str,
+    undoing: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for value in ("one", "two"):
+        await set_secret(datasette, NAME, value, actor_id="ann")
+    if action == "restore":
+        await delete_secret(datasette, NAME)
+    before = snapshot(internal), log(internal)
+
+    # The check of the tables would refuse the change before it is made.
+    monkeypatch.setattr(inspection, "require_own_schema", lambda conn: None)
+
+    def undo(conn: sqlite3.Connection) -> None:
+        table = "datasette_secrets"
+        where = undoing.replace("on {}", f"on main.{table}", 1).replace("{}", table)
+        conn.execute(f"create temp trigger t {where}")
+
+    db = get_instance(datasette).db
+    await db.execute_write_fn(undo, transaction=False)
+    act = {
+        "set": lambda: set_secret(datasette, NAME, VALUE),
+        "note": lambda: service.set_note(datasette, NAME, "another"),
+        "renew": lambda: service.set_renew_by(datasette, NAME, "2027-01-31"),
+        "delete": lambda: delete_secret(datasette, NAME),
+        "restore": lambda: restore_secret(datasette, NAME),
+        "roll back": lambda: service.roll_back(datasette, NAME, 1),
+        "destroy": lambda: service.destroy_versions(datasette, NAME, [1]),
+        "keep": lambda: set_secret(datasette, NAME, VALUE, keep=2),
+        "read": lambda: service.log_read(datasette, NAME, 1, author=Author()),
+    }[action]
+    with pytest.raises(DatabaseUnavailable, match="does not hold what was written"):
+        await act()
+    assert (snapshot(internal), log(internal)) == before
+
+
 async def test_a_value_read_in_the_shell_is_printed_where_it_cannot_be_logged(
     console: Console,
 ) -> None:
@@ -311,23 +378,23 @@ async def test_the_log_is_read_newest_first_in_pages_and_of_one_secret(
 
 
 async def test_a_page_of_the_log_and_of_a_secret_is_found_in_an_index(
-    datasette: Datasette, internal: str
+    make_datasette: MakeDatasette, master_key: str
 ) -> None:
+    # With one thread there is one connection to watch.
+    datasette = make_datasette(master_key, settings={"num_sql_threads": 1})
     await set_secret(datasette, NAME, VALUE)
     plans: list[str] = []
+    statements: list[str] = []
     db = get_instance(datasette).db
 
-    def explained(conn: sqlite3.Connection) -> None:
-        seen: list[str] = []
-        conn.set_trace_callback(seen.append)
-        seen_sql.append(seen)
+    def watch(conn: sqlite3.Connection) -> None:
+        conn.set_trace_callback(statements.append)
 
-    seen_sql: list[list[str]] = []
-    await db.execute_fn(explained)
+    await db.execute_fn(watch)
     await changes.entries(db, limit=10)
     await changes.entries(db, name=NAME, limit=10)
     await changes.newest_checks(db, [NAME])
-    for sql in seen_sql[0]:
+    for sql in list(statements):
         if "datasette_secrets_log" in sql:
             rows = (await db.execute("explain query plan " + sql)).rows
             plans += [row["detail"] for row in rows]
