@@ -481,6 +481,8 @@ def look_at_every_page(hunt: Hunt, moment: str) -> None:
         "/-/secrets/NOTHING",
         "/-/secrets/ENCRYPTION_KEY",
         "/-/secrets/-/add",
+        "/-/secrets/-/log",
+        "/-/secrets/-/log.json",
         "/-/secrets/-/rotate",
         "/-/secrets/-/upgrade",
         "/-/secrets/WITH_JSON/-/delete",
