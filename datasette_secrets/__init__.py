@@ -26,6 +26,7 @@ The package. A module imports only from those below it, and a folder is one leve
     serialize       the objects of the JSON API and of --json
     store           every statement on secrets     rows        what the store returns
     changes         one path for every change: its transaction, log and events
+    inspection      the one check of the whole tables
     schema          the tables and migrations      database    read, write, errors, Reader
     config          settings                       registry    Secret and its hook
     keyfiles        new keys in the files of a key ring

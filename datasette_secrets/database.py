@@ -62,6 +62,8 @@ async def read(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
         return await db.execute_write_fn(fn, transaction=False)  # type: ignore[no-any-return]
     except sqlite3.DatabaseError as error:
         raise unavailable(error, "read") from None
+    except UnicodeDecodeError:  # SQLite quotes a damaged schema in its error
+        raise unavailable(_damaged(), "read") from None
     except UnicodeEncodeError:
         raise InvalidSecret(_NOT_UTF8) from None
 
@@ -95,6 +97,8 @@ async def write(db: Database, fn: Callable[..., T]) -> T:
         outcome = await db.execute_write_fn(in_transaction, transaction=False)
     except sqlite3.DatabaseError as error:
         outcome = error
+    if isinstance(outcome, UnicodeDecodeError):
+        outcome = _damaged()
     if isinstance(outcome, sqlite3.DatabaseError):
         raise unavailable(outcome, "written") from None
     if isinstance(outcome, UnicodeEncodeError):
@@ -175,6 +179,10 @@ _CAUSES = {
 }
 
 
+def _damaged() -> sqlite3.DatabaseError:
+    return sqlite3.DatabaseError("database disk image is malformed")
+
+
 def _wants_writer(error: sqlite3.Error) -> bool:
     return result_code(error) in (LOCKED, _READONLY)
 
@@ -239,7 +247,7 @@ class Reader:
             conn = self._conn or self._connect()
             # All rows are fetched: an open cursor would hold the write-ahead log.
             return conn.execute(sql, parameters).fetchall()
-        except (sqlite3.Error, UnicodeEncodeError):
+        except (sqlite3.Error, UnicodeError):
             # Whatever it is, the way through Datasette's threads waits for it, makes
             # allowances for it (text that is no UTF-8), or says it.
             return None

@@ -269,7 +269,7 @@ async def inspect(db: Database) -> list[Finding]:
 
     _found[db] = findings = await read(db, inspect_secrets_tables)
     for finding in findings:
-        if finding.message.startswith("The table '"):
+        if f"'{TABLE}' is not" in finding.message:
             raise DatabaseUnavailable(finding.sentence)
     return findings
 

@@ -123,3 +123,11 @@ class Recorded(NamedTuple):
 
     written: bool
     try_again: bool = False
+
+
+class Held(NamedTuple):
+    """How many versions hold a value, how many are destroyed, and the highest id."""
+
+    values: int = 0
+    destroyed: int = 0
+    highest_id: int = 0

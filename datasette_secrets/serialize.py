@@ -137,7 +137,7 @@ def outcome_json(report: rotation.Rotation | upgrade.Upgrade) -> dict[str, Any]:
 def status_json(
     instance: Instance,
     census: rotation.Census,
-    stored: int,
+    destroyed: int,
     journal_mode: str,
     found: health.Health,
 ) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def status_json(
         "database_name": instance.settings.database,
         "journal_mode": journal_mode,
         "versions": census.versions,
-        "destroyed": stored - census.versions,
+        "destroyed": destroyed,
         "needs_upgrade": census.legacy,
         "keys": keys_json(instance, census),
         "problems": [each._asdict() for each in found.problems],

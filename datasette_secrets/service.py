@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import changes, config, database, envelope, registry, store
+from . import changes, config, database, envelope, inspection, registry, store
 from .changes import Changing
 from .errors import InvalidSecret, NeedsUpgrade
 from .events import NOBODY, Author, Change
@@ -448,6 +448,7 @@ async def destroy_versions(
         change = Change("destroy-secret", name, version, {"versions": destroyed})
         return len(destroyed), [change] if destroyed else []
 
+    await inspection.require_sound(instance.db)
     destroyed = await changes.make(
         datasette, instance.db, author, destroy_secret_versions
     )
@@ -472,6 +473,7 @@ async def destroy_row(
         detail = {"versions": [version], "id": row_id}
         return None, [Change("destroy-secret", name, version, detail)]
 
+    await inspection.require_sound(instance.db)
     await changes.make(datasette, instance.db, author, destroy_secret_row)
     return await clean_up(instance, vacuum=vacuum)
 

@@ -25,6 +25,7 @@ from .database import (
 )
 from .envelope import ENCRYPTED_MAX_BYTES, ENVELOPE_VERSION, Sealed
 from .errors import InvalidSecret, VersionConflict
+from .rows import Held as Held
 from .rows import KeyCount as KeyCount
 from .rows import LastUse as LastUse
 from .rows import Recorded as Recorded
@@ -46,6 +47,8 @@ _ENCRYPTED = (
     f"case when length(encrypted) > {ENCRYPTED_MAX_BYTES} then length(encrypted) "
     "else encrypted end"
 )
+_NO_ENVELOPE = "wrapped_key is null and envelope_version is null"
+_CELLS = ("envelope_version", "encryption_key_name", "wrapped_key", "encrypted")
 
 _ROW = (
     "id, name, version, envelope_version, encryption_key_name, wrapped_key, "
@@ -57,7 +60,6 @@ _WRAP = (
     "null, null, null"
 )
 
-_NO_ENVELOPE = "wrapped_key is null and envelope_version is null"
 _VERSION = (
     "id, name, version, note, encryption_key_name, created_at, created_by, updated_at, "
     "updated_by, deleted_at, deleted_by, last_used_at, last_used_by, renew_by, "
@@ -476,10 +478,12 @@ async def versions_elsewhere(db: Database, key_id: str) -> list[Version]:
     return [_version(row) for row in await _fetch(db, sql, {"key_id": key_id})]
 
 
-async def count_versions(db: Database) -> int:
-    """How many versions are stored, destroyed ones included. Raises DatabaseUnavailable."""
-    rows = await _fetch(db, f"select count(*) from {TABLE}", {})  # noqa: S608
-    return int(rows[0][0]) if rows else 0
+async def count_held(db: Database, up_to: int = 2**63 - 1) -> Held:
+    """Count rows of the table, not of its index. Raises DatabaseUnavailable."""
+    values = "count(ifnull(wrapped_key, encrypted))"
+    sql = f"""select {values}, count(*) - {values}, ifnull(max(id), 0)
+        from {TABLE} not indexed where id <= :up_to"""  # noqa: S608
+    return Held(*next(iter(await _fetch(db, sql, {"up_to": up_to})), ()))
 
 
 async def rows_from(
@@ -531,9 +535,6 @@ async def rows_with_ids(
     return Rows(await _fetch(db, sql, {"ids": json.dumps(ids)}))
 
 
-_ENVELOPE = ("envelope_version", "encryption_key_name", "wrapped_key", "encrypted")
-
-
 def replace_envelopes(
     conn: sqlite3.Connection, changes: list[Replacement], *, wraps_only: bool = False
 ) -> Replaced:
@@ -544,7 +545,7 @@ def replace_envelopes(
     DatabaseUnavailable unless each row that was written holds what was written to it.
     """
     first, end = (1, 3) if wraps_only else (0, 4)
-    columns = _ENVELOPE[first:end]
+    columns = _CELLS[first:end]
     sql = f"update {TABLE} set {' = ?, '.join(columns)} = ? where id = ? and wrapped_key is ?"  # noqa: S608
     if not wraps_only:
         sql += " and name = ? and version = ? and encrypted is ?"

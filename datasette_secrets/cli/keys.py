@@ -137,12 +137,12 @@ async def rotate_key(
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
     await inspection.require_own(instance.db)
-    stored = await store.count_versions(instance.db)
+    held = await store.count_held(instance.db)
     if not as_json:
         click.echo(f"Database: {output.shown_database(instance)}")
         source = instance.settings.sources[ring.primary.id]
         click.echo(f"Primary master key: {ring.primary.id}, from {printable(source)}")
-    if not stored:
+    if not held.values + held.destroyed:
         raise click.ClickException(
             f"There are no secrets in {output.shown_database(instance)}: is it the right database?"
         )
@@ -241,14 +241,16 @@ async def status(datasette: Datasette, as_json: bool) -> None:
     instance = get_instance(datasette)
     findings = await inspection.inspect(instance.db)
     census = await rotation.census(datasette)
-    stored = await store.count_versions(instance.db)
+    held = await store.count_held(instance.db)
     mode = await journal_mode(instance.db)
     found = await health.examine(datasette, census, findings)
     if as_json:
-        output.print_json(serialize.status_json(instance, census, stored, mode, found))
+        output.print_json(
+            serialize.status_json(instance, census, held.destroyed, mode, found)
+        )
     else:
         click.echo(f"Database: {output.shown_database(instance)}, journal mode {mode}")
-        destroyed = f"{stored - census.versions:,} destroyed"
+        destroyed = f"{held.destroyed:,} destroyed"
         click.echo(f"Stored: {output.count(census.versions, 'version')}, {destroyed}")
         output.print_keys(instance, census)
         for problem in found.problems:

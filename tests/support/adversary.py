@@ -1,0 +1,192 @@
+"""What somebody who can write to the database can do to its schema and its pages.
+
+Each change takes the path of a database that holds secrets. What the table and its index
+were is changed; rows are changed in test_attacks.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+Change = Callable[[str], None]
+
+_TABLE = "datasette_secrets"
+_INDEX = "datasette_secrets_name_version"
+
+
+def sql(*statements: str) -> Change:
+    """Run these."""
+
+    def change(path: str) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+            for statement in statements:
+                conn.execute(statement)
+
+    return change
+
+
+def schema(*statements: str) -> Change:
+    """Edit `sqlite_master` itself."""
+    return sql("pragma writable_schema = on", *statements)
+
+
+def rebuilt(old: str, new: str, *, suffix: str = "") -> Change:
+    """The table with `old` replaced by `new` in its SQL, and the same rows."""
+
+    def change(path: str) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+            [(made,)] = conn.execute(
+                "select sql from sqlite_master where name = ?", [_TABLE]
+            )
+            assert old in made
+            made = made.replace(old, new, 1) + suffix
+            columns = [
+                row[1]
+                for row in conn.execute(f"pragma table_info({_TABLE})")
+                if f"{row[1]} text as" not in made
+            ]
+            names = ", ".join(columns)
+            conn.execute(f"create table kept as select * from {_TABLE}")
+            conn.execute(f"drop table {_TABLE}")
+            conn.execute(made)
+            conn.execute(f"insert into {_TABLE} ({names}) select {names} from kept")
+            conn.execute("drop table kept")
+            conn.execute(f"create unique index {_INDEX} on {_TABLE} (name, version)")
+
+    return change
+
+
+_DO_NOTHING = "begin select 1; end"
+_IGNORE = "begin select raise(ignore); end"
+_HIDDEN = "update sqlite_master set {} where name = 'planted'"
+
+#: Changes of the schema. Each must be named, whatever a read returns.
+SCHEMA: dict[str, Change] = {
+    "id desc": rebuilt("id integer primary key", "id integer primary key desc"),
+    "without rowid": rebuilt(
+        "id integer primary key", "id integer primary key", suffix=" without rowid"
+    ),
+    "text ids": rebuilt("id integer primary key", "id text primary key"),
+    "quoted type": rebuilt("id integer primary key", 'id integer "primary" "key"'),
+    "not null on conflict replace": rebuilt(
+        "name text not null", "name text not null on conflict replace default 'OTHER'"
+    ),
+    "unique on conflict ignore": rebuilt(
+        "renew_by text", "renew_by text, unique (name) on conflict ignore"
+    ),
+    "unique on conflict replace": rebuilt(
+        "renew_by text", "renew_by text, unique (name) on conflict replace"
+    ),
+    "generated column": rebuilt("deleted_at text", "deleted_at text as (null) virtual"),
+    "collation": rebuilt("name text", "name text collate nocase"),
+    "column collation by edit": schema(
+        "update sqlite_master set sql = replace(sql, 'name text', "
+        f"'name text collate nocase') where name = '{_TABLE}'"
+    ),
+    "check": rebuilt("note text", "note text check (note is null)"),
+    "one more column": sql(f"alter table {_TABLE} add column extra text"),
+    "renamed column": sql(f"alter table {_TABLE} rename column note to remark"),
+    "before update": sql(f"create trigger planted before update on {_TABLE} {_IGNORE}"),
+    "before insert": sql(f"create trigger planted before insert on {_TABLE} {_IGNORE}"),
+    "after delete": sql(
+        f"create trigger planted after delete on {_TABLE} {_DO_NOTHING}"
+    ),
+    "quoted name and case": sql(
+        f'create trigger planted after update on "{_TABLE.upper()}" {_DO_NOTHING}'
+    ),
+    "on the log": sql(f"create trigger planted after insert on {_TABLE}_log {_IGNORE}"),
+    "on another table": sql(
+        "create table other (a)",
+        f"create trigger planted after insert on other begin update {_TABLE} "
+        "set deleted_at = 'now'; end",
+    ),
+    "on the catalog": sql(
+        "create table if not exists catalog_databases (database_name text primary key)",
+        "create trigger planted after insert on catalog_databases "
+        f"begin delete from {_TABLE}; end",
+    ),
+    "trigger of another type": schema(
+        f"create trigger planted after update on {_TABLE} {_IGNORE}",
+        _HIDDEN.format("type = 'TRIGGER'"),
+    ),
+    "trigger of a blob of a table": schema(
+        f"create trigger planted after update on {_TABLE} {_IGNORE}",
+        _HIDDEN.format("tbl_name = cast(tbl_name as blob)"),
+    ),
+    "trigger of a blob of SQL": schema(
+        f"create trigger planted after update on {_TABLE} {_IGNORE}",
+        _HIDDEN.format("sql = cast(sql as blob)"),
+    ),
+    "view": sql(f"create view planted as select name from {_TABLE}"),
+    "foreign key": sql(f"create table planted (id references {_TABLE} (id))"),
+    "partial index": sql(
+        f"drop index {_INDEX}",
+        f"create unique index {_INDEX} on {_TABLE} (name, version) where version < 2",
+    ),
+    "expression index": sql(
+        f"drop index {_INDEX}",
+        f"create unique index {_INDEX} on {_TABLE} (name, -version)",
+    ),
+    "index with a collation": sql(
+        f"drop index {_INDEX}",
+        f"create unique index {_INDEX} on {_TABLE} (name collate nocase, version)",
+    ),
+    "one more index": sql(
+        f"create index planted on {_TABLE} (name) where deleted_at is null"
+    ),
+    "index made partial by edit": schema(
+        f"update sqlite_master set sql = sql || ' where 0' where name = '{_INDEX}'"
+    ),
+}
+
+#: A view or a table of somebody else under the name of ours, before ours is made.
+IN_ITS_PLACE: dict[str, Change] = {
+    "view": sql("create table t (a)", f"create view {_TABLE} as select * from t"),
+    "endless view": sql(
+        f"create view {_TABLE} as with recursive e(n) as "
+        "(select 1 union all select n + 1 from e) select n as id, n as name from e"
+    ),
+    "table": sql(f"create table {_TABLE} (name text, value text)"),
+    "renamed table": sql(
+        "create table t (id integer primary key, name text unique on conflict ignore)",
+        f"alter table t rename to {_TABLE}",
+    ),
+}
+
+
+def pages(path: str) -> dict[str, int]:
+    """The byte at which the root page of the table, of its index and the schema begin."""
+    with closing(sqlite3.connect(path)) as conn:
+        [(size,)] = conn.execute("pragma page_size")
+        found = dict(
+            conn.execute(
+                "select name, rootpage from sqlite_master where name in (?, ?)",
+                [_TABLE, _INDEX],
+            ).fetchall()
+        )
+    return {
+        "schema": 100,
+        "index": (found[_INDEX] - 1) * size,
+        "end of index": found[_INDEX] * size,
+    }
+
+
+def flips(path: str, begin: int, end: int, step: int) -> Iterator[None]:
+    """Flip one bit after another of the bytes from `begin` to `end`, each put back."""
+    file = Path(path)
+    content = file.read_bytes()
+    for bit in range(begin * 8, end * 8, step):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        yield
+    file.write_bytes(content)
+
+
+def remedies(said: str) -> list[str]:
+    """The SQL that sentences say to run with the sqlite3 program."""
+    return re.findall(r"run: sqlite3 \S+ '([^']+)'", said)
