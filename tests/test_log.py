@@ -321,7 +321,7 @@ async def test_a_change_that_is_not_found_where_it_was_written_is_taken_back(
 
     db = get_instance(datasette).db
     await db.execute_write_fn(undo, transaction=False)
-    act = {
+    actions: dict[str, Callable[[], Awaitable[Any]]] = {
         "set": lambda: set_secret(datasette, NAME, VALUE),
         "note": lambda: service.set_note(datasette, NAME, "another"),
         "renew": lambda: service.set_renew_by(datasette, NAME, "2027-01-31"),
@@ -331,9 +331,9 @@ async def test_a_change_that_is_not_found_where_it_was_written_is_taken_back(
         "destroy": lambda: service.destroy_versions(datasette, NAME, [1]),
         "keep": lambda: set_secret(datasette, NAME, VALUE, keep=2),
         "read": lambda: service.log_read(datasette, NAME, 1, author=Author()),
-    }[action]
+    }
     with pytest.raises(DatabaseUnavailable, match="does not hold what was written"):
-        await act()
+        await actions[action]()
     assert (snapshot(internal), log(internal)) == before
 
 
