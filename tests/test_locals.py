@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import secrets
 import sqlite3
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
@@ -222,7 +223,7 @@ async def test_a_check_for_which_there_is_no_thread(
     def start(_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(checks.threading.Thread, "start", start)
+    monkeypatch.setattr(threading.Thread, "start", start)
     error = await error_of(
         lambda: checks.run_check(
             Registered("A", check=ask), envelope.Plaintext.parse(scene.value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from typing import Any
 from urllib.parse import quote
 
 from datasette import hookimpl
@@ -31,15 +32,15 @@ KINDS = {
 class Shown(Exception):
     """Prints as the value, however it is printed."""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return str(self.args[0])
 
 
-async def fail(value):
+async def fail(value: str) -> None:
     raise Shown(value)
 
 
-async def check(kind, value):
+async def check(kind: str, value: str) -> Any:
     if kind == "WORKS":
         return CheckResult("works", f"the key {value} works")
     if kind == "REJECTS":
@@ -70,9 +71,9 @@ async def check(kind, value):
 
 
 @hookimpl
-def register_secrets():
-    def secret(kind):
-        async def ask(value):
+def register_secrets() -> list[Secret]:
+    def secret(kind: str) -> Secret:
+        async def ask(value: str) -> Any:
             return await check(kind, value)
 
         return Secret(f"CHECK_{kind}", check=ask)
