@@ -105,7 +105,7 @@ class SignIn:
             token = request.args.get("token") or ""
             if not secrets.compare_digest(token, self.token):
                 raise Forbidden("The link is of another run: take the one printed last")
-            response = Response.redirect(datasette.urls.path("/-/secrets"))
+            response: Response = Response.redirect(datasette.urls.path("/-/secrets"))
             datasette.set_actor_cookie(response, {"id": "root"})
             return response
 
