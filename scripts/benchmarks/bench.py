@@ -218,7 +218,7 @@ def rotation() -> list[Goal]:
         ),
         Goal(
             "`status`, 200,000 versions (time)",
-            "bare `group by`",
+            "bare `group by` and `integrity_check`",
             verify["status"] / verify["bare_status"],
             2,
             False,
