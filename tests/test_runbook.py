@@ -184,7 +184,7 @@ def test_the_first_key_leaves_a_configuration_and_a_key_as_they_are(
 
 
 @pytest.mark.parametrize("heading", [FIRST, YEARLY])
-def test_a_block_killed_between_any_two_commands_can_be_pasted_again(
+def test_a_block_killed_between_any_two_lines_can_be_pasted_again(
     datasette: str, prepared: Machine, heading: str
 ) -> None:
     step = 0
@@ -205,7 +205,7 @@ def test_a_block_killed_between_any_two_commands_can_be_pasted_again(
             assert problems(machine, keys) == [], (step, again.output)
         finally:
             machine.close()
-    assert step > 5
+    assert step >= 4
 
 
 def test_a_full_slot_is_used_up_before_another_key_is_made(machine: Machine) -> None:

@@ -169,13 +169,14 @@ class Machine:
 
         With `stop`, the first command that fails ends them, as in a script; otherwise the
         next is run, as when somebody pastes them. `kill_before`: the shell is killed
-        before the command of this number, from the second block on. A line that ends in `# exits 1` must fail.
+        before the command of this number, from the second block on; a call of a function
+        is one. A line that ends in `# exits 1` must fail.
         """
         if kill_before:
             counting = f"((++step == {kill_before})) && kill -KILL $$"
             blocks = (
                 blocks[0],
-                f"set -T; step=0; trap '{counting}' DEBUG",
+                f"step=0; trap '{counting}' DEBUG",
                 *blocks[1:],
             )
         text = self.rooted("\n".join(blocks))
