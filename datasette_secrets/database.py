@@ -8,9 +8,11 @@ write lock first. What SQLite raises becomes DatabaseUnavailable with its cause.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -51,6 +53,7 @@ async def read(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
 
     Raises DatabaseUnavailable where the database cannot be read.
     """
+    require_same_file(db)
     try:
         try:
             return await db.execute_fn(fn)  # type: ignore[no-any-return]
@@ -77,6 +80,7 @@ async def write(db: Database, fn: Callable[..., T]) -> T:
     """
     if not db.is_mutable:
         raise DatabaseUnavailable(f"The database {_describe(db)} is immutable")
+    require_same_file(db)
 
     @wraps(fn)
     def in_transaction(
@@ -106,6 +110,43 @@ async def write(db: Database, fn: Callable[..., T]) -> T:
     if isinstance(outcome, Exception):
         raise outcome
     return outcome  # type: ignore[no-any-return]
+
+
+_files: weakref.WeakKeyDictionary[Database, tuple[float, tuple[int, int]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def require_same_file(db: Database) -> None:
+    """Raises DatabaseUnavailable where another file has taken the place of the open one.
+
+    Datasette's connections stay on the old file. Looks once a second.
+    """
+    now = time.monotonic()
+    looked_at, known = _files.get(db, (0.0, None))
+    if db.is_memory or not db.path or (known and now < looked_at + 1):
+        return
+    try:
+        found = os.stat(db.path)
+    except OSError:  # there is no file yet, or not now
+        return
+    identity = (found.st_dev, found.st_ino)
+    if known and identity != known:
+        raise DatabaseUnavailable(
+            f"The database {_describe(db)} was replaced; restart Datasette"
+        )
+    _files[db] = (now, identity)
+
+
+@contextmanager
+def time_limit(conn: sqlite3.Connection, seconds: float) -> Iterator[None]:
+    """While this lasts, no statement of `conn` runs on after `seconds`."""
+    ends = time.monotonic() + seconds
+    conn.set_progress_handler(lambda: time.monotonic() > ends, 10_000)
+    try:
+        yield
+    finally:
+        conn.set_progress_handler(None, 0)
 
 
 @contextmanager
@@ -239,6 +280,7 @@ class Reader:
     ) -> list[tuple[Any, ...]] | None:
         """All rows of a query, or None when it has to go through a thread."""
         if time.perf_counter() > self._turn_ends:
+            require_same_file(self.db)
             await self._turn()
         # Memory has no file to open, and its tables can be locked: threads wait better.
         if self.db.is_memory or not self._lock.acquire(blocking=False):
