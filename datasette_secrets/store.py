@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 
 _USE_BUSY_TIMEOUT_MS = 40
-_USE_SECONDS = 1
 # What is too large to be any value's is never loaded: its size stands in its place.
 _ENCRYPTED = (
     f"case when length(encrypted) > {ENCRYPTED_MAX_BYTES} then length(encrypted) "
@@ -583,7 +582,7 @@ async def record_uses(db: Database, uses: list[Use], now: str) -> Recorded:
         [(timeout,)] = conn.execute("pragma busy_timeout").fetchall()
         conn.execute(f"pragma busy_timeout = {_USE_BUSY_TIMEOUT_MS}").fetchall()
         try:
-            with time_limit(conn, _USE_SECONDS), transaction(conn):
+            with time_limit(conn, seconds=1), transaction(conn):
                 conn.executemany(
                     f"""update {TABLE} set last_used_at = :at, last_used_by = :actor_id
                     where id = :id and (last_used_at is null or last_used_at <= :at
