@@ -57,7 +57,7 @@ FOLDERS = {
         {"cli.reads"},
         {"cli.serve"},
         {"cli.prompt"},
-        {"cli.output"},
+        {"cli.interrupt", "cli.output"},
         {"cli.arguments"},
     ],
     "web": [

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 
-class _SetCommand(DatabaseCommand):
+class _StoreCommand(DatabaseCommand):
+    creates = True
+
+
+class _SetCommand(_StoreCommand):
     missing_file = (
         "a value is never taken from the command line, where others can see it: type it "
         "at the prompt, pipe it in, or use --value-file"
@@ -74,7 +78,7 @@ async def set_(
     click.echo(f"Stored {printable(name)} version {version}")
 
 
-@click.command("import", cls=DatabaseCommand)
+@click.command("import", cls=_StoreCommand)
 @click.argument("env_file", metavar="FILE")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, change nothing")
 @click.option(

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 
+_KEYS_MAX_BYTES = 65_536
+
+
 _batch_size = click.option(
     "--batch-size",
     type=click.IntRange(1, 100_000),
@@ -92,7 +95,7 @@ def key_id(file: str) -> None:
         datasette secrets key-id master.key
     """
 
-    found = keyfiles.key_ids(prompt.read_text(file))
+    found = keyfiles.key_ids(prompt.read_text(file, _KEYS_MAX_BYTES))
     if not found:
         raise click.ClickException("There is no key in it")
     for each in found:

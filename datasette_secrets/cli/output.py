@@ -91,6 +91,11 @@ def print_value(value: str | None) -> str | None:
         return "it is not set"
     if sys.stdout is None:
         return "it could not be printed: stdout is closed"
+    if is_terminal(sys.stdout) and printable_lines(value) != value:
+        value = printable_lines(value)
+        warn(
+            "Control characters of the value are shown escaped. Use a pipe for its bytes"
+        )
     stream = sys.stdout.buffer
     try:
         stream.write(value.encode("utf-8", "surrogateescape") + b"\n")

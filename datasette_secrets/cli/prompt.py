@@ -18,8 +18,9 @@ from operator import itemgetter
 import click
 from dotenv.parser import parse_stream
 
-from ..envelope import Plaintext
+from ..envelope import VALUE_MAX_BYTES, Plaintext
 from ..errors import InvalidSecret, printable
+from .interrupt import blocking
 from .output import is_terminal, warn
 
 # A pasted text has come to its end when nothing has followed for so long.
@@ -48,8 +49,8 @@ def echo_off() -> Iterator[Callable[[], None]]:
             if not os.read(terminal, 65_536):
                 break
 
-    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
     try:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
         yield discard_input
     finally:
         termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
@@ -60,7 +61,8 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     try:
-        agreed = click.confirm(printable(question), err=True)
+        with blocking():
+            agreed = click.confirm(printable(question), err=True)
     except (RuntimeError, UnicodeError):  # broken off, closed, or no text
         agreed = False
         click.echo(err=True)
@@ -68,6 +70,14 @@ def confirm(question: str, *, yes: bool) -> None:
         raise click.ClickException(
             "Nothing was changed: answer y, or add --yes where nobody can answer"
         )
+
+
+# A terminal hands over a line up to its limit, and drops the rest without a word.
+_LINE_MAX_BYTES = {"linux": 4_095, "win32": sys.maxsize}.get(sys.platform, 1_023)
+
+
+# Ten thousand secrets of a kilobyte and more.
+_ENV_MAX_BYTES = 16 * 1024 * 1024
 
 
 _PREFIX = "DATASETTE_SECRETS_"
@@ -88,7 +98,7 @@ def read_value(name: str, value_file: str | None) -> str:
         if typed is None:
             raise click.Abort
         return typed
-    text = read_text(value_file or "-")
+    text = read_text(value_file or "-", VALUE_MAX_BYTES + len("\r\n"))
     if text.endswith("\n"):
         return text[: -2 if text.endswith("\r\n") else -1]
     return text
@@ -98,9 +108,16 @@ def _typed_twice(name: str) -> str | None:
     """What is typed twice alike; None when that was broken off."""
     with echo_off() as discard_input:
         while True:
-            value = _typed(f"Value of {name}, one line")
+            value = _typed(f"Value for {name} (hidden, single line)")
             if value is None or value == _NOT_TEXT:
                 return value
+            if len(value.encode("utf-8", "surrogateescape")) >= _LINE_MAX_BYTES:
+                discard_input()
+                warn(
+                    f"The terminal may have cut the value: it passes on fewer than "
+                    f"{_LINE_MAX_BYTES + 1:,} bytes of a line. Use a pipe or --value-file"
+                )
+                return None
             if _is_start_of_pem(value) or value in ("{", "["):
                 discard_input()
                 warn("The value has several lines: use a pipe or --value-file")
@@ -108,13 +125,14 @@ def _typed_twice(name: str) -> str | None:
             repeated = _typed("Repeat for confirmation")
             if repeated is None or repeated == value:
                 return repeated
-            warn("The two values are not the same: type it again")
+            warn("The two values do not match. Enter them again")
 
 
 def _typed(question: str) -> str | None:
     """What is typed at a hidden prompt, which raises nothing; None for nothing."""
     try:
-        return str(click.prompt(question, hide_input=True, err=True))
+        with blocking():
+            return str(click.prompt(question, hide_input=True, err=True))
     except UnicodeDecodeError:
         click.echo(err=True)
         return _NOT_TEXT
@@ -126,17 +144,24 @@ def _is_start_of_pem(text: str) -> bool:
     return text.startswith("-----BEGIN ") and "-----END " not in text
 
 
-def read_text(path: str) -> str:
-    """What is in the file, `-` being stdin. What is no UTF-8 becomes surrogates."""
+def read_text(path: str, max_bytes: int) -> str:
+    """What is in the file, `-` being stdin. What is no UTF-8 becomes surrogates.
+
+    Refuses more than `max_bytes`: a device may never end.
+    """
     if path == "-" and sys.stdin is None:
         raise click.ClickException("There is nothing to read: stdin is closed")
     try:
-        with click.open_file(path, "rb") as file:
-            return bytes(file.read()).decode("utf-8", "surrogateescape")
+        with blocking(), click.open_file(path, "rb") as file:
+            content = file.read(max_bytes + 1)
     except OSError as error:
         raise click.ClickException(
             f"The file cannot be read: {error.strerror or 'it is unreadable'}"
         ) from None
+    if len(content) <= max_bytes:
+        return bytes(content).decode("utf-8", "surrogateescape")
+    del content
+    raise click.ClickException(f"There are more than {max_bytes:,} bytes to read")
 
 
 @dataclass(frozen=True)
@@ -169,7 +194,7 @@ def read_env(path: str, is_master_key: Callable[[str], bool]) -> EnvFile | str:
     is interpolated. Of a name that is given twice the last value counts, and a name
     begins after `DATASETTE_SECRETS_`. One line that is wrong refuses the file.
     """
-    text = read_text(path)
+    text = read_text(path, _ENV_MAX_BYTES)
     return _parse(text.removeprefix("\ufeff"), is_master_key)
 
 

@@ -9,16 +9,12 @@ may be a value, typed by mistake.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import errno
 import os
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -30,6 +26,7 @@ from datasette.utils import BadMetadataError
 from .. import database
 from ..errors import SecretsError, printable
 from ..instance import get_instance
+from . import interrupt
 from .arguments import GIVEN, Command, Misuse
 from .output import give_up_stdout, is_terminal
 
@@ -80,12 +77,17 @@ class DatabaseCommand(Command):
 
     #: Said when a FILE does not exist, after "One of the FILES does not exist: ".
     missing_file = "check the paths, which are not repeated here"
+    #: Whether --create makes a database: only where something is stored.
+    creates = False
     _serve_options: frozenset[str] | None = None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if self._serve_options is None:
             own = {param.name for param in self.params}
             copied = [param for param in _serve_params() if param.name not in own]
+            for param in copied:
+                if param.name == "create" and isinstance(param, click.Option):
+                    param.hidden = not self.creates
             self.params += copied
             self._serve_options = frozenset(str(param.name) for param in copied)
         return super().get_params(ctx)
@@ -97,18 +99,18 @@ class DatabaseCommand(Command):
             if name in ctx.params
         }
         ctx.meta[GIVEN] = _given(ctx, options)
-        run = cast(Callable[..., Coroutine[Any, Any, None]], self.callback)
+        umask = os.umask(0o077)  # for the databases that --create makes
         try:
             datasette = self._build(ctx, options)
-            with _closing(datasette) as loop:
-                loop.run_until_complete(self.check(datasette))
-                loop.run_until_complete(run(datasette, **ctx.params))
+            interrupt.run(self._run(datasette, ctx.params), datasette.close)
         except KeyboardInterrupt:
             if is_terminal(sys.stderr):
                 click.echo(err=True)
             raise click.ClickException(
                 "Interrupted: nothing is half done, and the command can be run again"
             ) from None
+        except SecretsError as error:
+            raise click.ClickException(printable(error)) from None
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # Click ends without a word, as is the custom in a pipe.
@@ -117,13 +119,20 @@ class DatabaseCommand(Command):
                 "Something could not be read or printed: "
                 f"{error.strerror or 'it is unknown why'}"
             ) from None
+        finally:
+            os.umask(umask)
+
+    async def _run(self, datasette: Datasette, own_options: dict[str, Any]) -> None:
+        run = cast(Callable[..., Coroutine[Any, Any, None]], self.callback)
+        await self.check(datasette)
+        await run(datasette, **own_options)
 
     def _build(self, ctx: click.Context, options: dict[str, Any]) -> Datasette:
-        create = bool(options.get("create"))
+        create = bool(options.get("create")) and self.creates
         # An empty one, from a variable that is set to nothing, is none.
         options["internal"] = options.get("internal") or None
         self._check_files(options.get("files") or (), create)
-        _check_internal(options["internal"], create)
+        self._check_internal(options["internal"], create)
         try:
             datasette: Datasette = ctx.invoke(
                 cli.commands["serve"], return_instance=True, **options
@@ -151,6 +160,27 @@ class DatabaseCommand(Command):
         if database.is_temporary(instance.db):
             _refuse_temporary()
         await database.journal_mode(instance.db)
+
+    def _check_internal(self, path: str | None, create: bool) -> None:
+        if path is None:
+            return
+        if ":memory:" in path:
+            _refuse_temporary()
+        shown = printable(os.path.abspath(path))
+        if os.path.isdir(path):
+            raise Misuse(f"--internal names a folder, not a database: {shown}")
+        if os.path.exists(path):
+            return
+        if not create:
+            way_out = ", or add --create to make it" if self.creates else ""
+            raise Misuse(
+                f"--internal names a file that does not exist, {shown}: check the "
+                f"path{way_out}"
+            )
+        if not Path(path).absolute().parent.is_dir():
+            raise Misuse(
+                f"--internal names a file in a folder that does not exist: {shown}"
+            )
 
     def _check_files(self, files: Sequence[str], create: bool) -> None:
         for file in files:
@@ -202,63 +232,8 @@ def _serve_params() -> list[click.Parameter]:
     return copied
 
 
-def _check_internal(path: str | None, create: bool) -> None:
-    if path is None:
-        return
-    if ":memory:" in path:
-        _refuse_temporary()
-    if os.path.isdir(path):
-        raise Misuse("--internal names a folder, not a database")
-    if os.path.exists(path):
-        return
-    if not create:
-        raise Misuse(
-            "--internal names a file that does not exist: check the path, or add "
-            "--create to make it"
-        )
-    if not Path(path).absolute().parent.is_dir():
-        raise Misuse("--internal names a file in a folder that does not exist")
-
-
 def _refuse_temporary() -> NoReturn:
     raise click.ClickException(
         "These secrets would be in a temporary database, which is gone when the command "
         "ends: name the one that the server is started with, by --internal PATH"
     )
-
-
-@contextmanager
-def _closing(datasette: Datasette) -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop for the instance; both are closed at the end, and no write is cut off.
-
-    Not `asyncio.run`: that keeps Ctrl-C waiting while a question is asked.
-    """
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    try:
-        yield loop
-    except SecretsError as error:
-        raise click.ClickException(printable(str(error))) from None
-    finally:
-        with _uninterrupted():
-            waiting = asyncio.all_tasks(loop)
-            for task in waiting:
-                task.cancel()
-            if waiting:
-                loop.run_until_complete(asyncio.wait(waiting))
-            datasette.close()
-            asyncio.set_event_loop(None)
-            loop.close()
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let a second Ctrl-C wait for the end of what the first one ended."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -43,7 +43,9 @@ class Terminal:
             assert self._read(), self.shown
 
     def type(self, line: str) -> None:
-        os.write(self._master, line.encode(errors="surrogateescape") + b"\n")
+        typed = line.encode(errors="surrogateescape") + b"\n"
+        while typed:
+            typed = typed[os.write(self._master, typed) :]
 
     def press_ctrl_c(self) -> None:
         os.write(self._master, b"\x03")

@@ -1,0 +1,96 @@
+"""Runs the task of a command, so that Ctrl-C always ends it.
+
+The first SIGINT cancels the task, which ends after the current transaction. The second
+ends the process with exit code 130, whatever it waits for. Python's own handler, which
+raises wherever it strikes, would lose what the event loop was about to do, and the task
+would wait for that for ever. Only what blocks the loop, such as a prompt, is interrupted
+in Python's way. A SIGINT that whoever started the command ignores stays ignored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_EXIT_CODE = 130  # 128 and the number of SIGINT, as a shell says it
+
+
+class _Handler:
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self._task = task
+        self.has_struck = False
+
+    def __call__(self, *_: object) -> None:
+        if self.has_struck:
+            os._exit(_EXIT_CODE)
+        self.has_struck = True
+        self._task.cancel()
+        loop = self._task.get_loop()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(lambda: None)  # it may wait for something else
+
+
+def run(main: Coroutine[Any, Any, None], close: Callable[[], None]) -> None:
+    """Run a coroutine on a loop of its own, and then `close`.
+
+    Raises KeyboardInterrupt when Ctrl-C ended it. No write is cut off.
+    """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    task = loop.create_task(main)
+    with _handling(task):
+        try:
+            loop.run_until_complete(task)
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+        finally:
+            waiting = asyncio.all_tasks(loop)
+            for each in waiting:
+                each.cancel()
+            if waiting:
+                loop.run_until_complete(asyncio.wait(waiting))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            if not task.cancelled():
+                task.exception()  # or the loop complains that nobody asked
+            close()
+            asyncio.set_event_loop(None)
+            loop.close()
+
+
+@contextmanager
+def _handling(task: asyncio.Task[None]) -> Iterator[None]:
+    if not _is_handled():
+        yield
+        return
+    handler = _Handler(task)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        # Once it has struck it stays: the process may yet wait for a thread.
+        if not handler.has_struck:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def blocking() -> Iterator[None]:
+    """Let Ctrl-C interrupt what blocks the loop at once, with KeyboardInterrupt."""
+    if not _is_handled():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _is_handled() -> bool:
+    """Whether SIGINT is not ignored, and its handler is this thread's to change."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and callable(signal.getsignal(signal.SIGINT))
