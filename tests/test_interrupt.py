@@ -154,7 +154,7 @@ def test_a_typed_value_is_stored_whole_or_refused(filled: Console, length: int) 
 def test_a_device_that_never_ends_is_refused(
     filled: Console, arguments: tuple[str, ...]
 ) -> None:
-    done = filled.process(*arguments, "/dev/zero", timeout=120)
+    done = filled.process(*arguments, "/dev/zero")
     assert done.returncode == 1
     assert "more than" in done.stderr
 
@@ -162,7 +162,7 @@ def test_a_device_that_never_ends_is_refused(
 def test_a_pipe_that_never_ends_is_refused(filled: Console) -> None:
     with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
         for arguments in (("set", "A"), ("import", "-")):
-            done = filled.process(*arguments, stdin=endless.stdout, timeout=120)
+            done = filled.process(*arguments, stdin=endless.stdout)
             assert "more than" in done.stderr
         endless.kill()
 
