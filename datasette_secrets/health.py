@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,6 +19,7 @@ from . import (
     envelope,
     fernet,
     inspection,
+    listing,
     rotation,
     schema,
     store,
@@ -253,6 +255,54 @@ async def _overridden(instance: Instance) -> list[Remark]:
             f"stored value of {each.name}",
         )
         for each in stored
+    ]
+
+
+async def due(datasette: Datasette, days: int | None = None) -> list[Remark]:
+    """The secrets that have to be renewed within so many days, 14 unless told otherwise."""
+    days = listing.DUE_DAYS if days is None else days
+    return [
+        Remark("due", f"{each.name} has to be renewed by {each.newest.renew_by}")
+        for each in await listing.list_secrets(datasette)
+        if each.newest and listing.is_due(each, days)
+    ]
+
+
+def about_files(instance: Instance) -> list[Remark]:
+    """A database that other users of the machine can read."""
+    path = instance.db.path
+    with suppress(OSError):
+        if path and os.name == "posix" and os.stat(path).st_mode & 0o004:
+            return [
+                Remark(
+                    "database-mode",
+                    f"every user of this machine can read {os.path.abspath(path)}: run "
+                    f"chmod o= {shlex.quote(os.path.abspath(path))}",
+                )
+            ]
+    return []
+
+
+def about_slots(census: rotation.Census) -> list[Remark]:
+    """What to do with the keys after the first one."""
+    needed = [key_id for key_id in census.ring[1:] if census.counts.get(key_id)]
+    remarks = [
+        Remark(
+            "old-key-needed",
+            f"{count_versions(census.counts[key_id])} still "
+            f"{'needs' if census.counts[key_id] == 1 else 'need'} the old master key "
+            f"{key_id}: run 'datasette secrets rotate-key'",
+        )
+        for key_id in needed
+    ]
+    return remarks + [
+        Remark(
+            "old-key-unneeded",
+            f"master key {key_id} is no longer used: once every server has restarted "
+            "with the new key listed first, keep it for backups and remove it from the "
+            "configuration",
+        )
+        for key_id in census.removable
     ]
 
 

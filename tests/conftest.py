@@ -13,7 +13,8 @@ Each test file is named after what it tests:
     the commands       test_cli_values (set, get, list …) · test_cli_keys (rotate-key …)
                        test_cli_refusals (errors) · test_cli_processes (signals, a server
                        beside a command) · test_cli_residue (what remains in the file)
-                       test_keyfiles (new-key, key-id)
+                       test_keyfiles (new-key, key-id) · test_interrupt (Ctrl-C, limits)
+                       test_cli_checklist (status, log, note, renew)
     attacks            test_attacks (a writer of the file) · test_corpus (damaged rows)
                        test_leaks and test_locals (values in logs, errors and tracebacks)
     several at once    test_races · test_concurrency · test_servers (a new key for two)
@@ -41,6 +42,7 @@ Helpers are in tests/support:
     forks              commands in forks of one process, for test_leaks and test_runbook
     machine            a folder that stands for a machine, for the runbook
     faults             one command that fails at its n-th write; fault_shim.c makes it fail
+    interrupted        a command that gets SIGINT before its n-th callback
     keyfile_faults     the same for new keys in key files
     serving            a Datasette that answers real requests, in this process
     traffic            one of several processes that use a database at once

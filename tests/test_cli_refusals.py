@@ -36,6 +36,9 @@ COMMANDS = {
     "rollback": (("rollback", "OPENAI", "1", "--yes"), None),
     "destroy": (("destroy", "OPENAI", "--version", "1", "--yes"), None),
     "destroy-row": (("destroy-row", "1", "--yes"), None),
+    "note": (("note", "OPENAI", "a note"), None),
+    "renew": (("renew", "OPENAI", "2031-05-31"), None),
+    "log": (("log",), None),
 }
 WRITE = (
     "rotate-key",
@@ -46,6 +49,8 @@ WRITE = (
     "rollback",
     "destroy",
     "destroy-row",
+    "note",
+    "renew",
 )
 EACH = pytest.mark.parametrize(
     ("arguments", "given"), list(COMMANDS.values()), ids=list(COMMANDS)

@@ -17,7 +17,9 @@ from test_faults import HERE
 
 __all__ = ["filled"]
 
-SENTENCE = "Error: Interrupted: nothing is half done, and the command can be run again\n"
+SENTENCE = (
+    "Error: Interrupted: nothing is half done, and the command can be run again\n"
+)
 #: Every callback is tried for these, and every seventh for the others.
 EVERY_ONE = ("list", "set", "rotate-key")
 #: They find nothing left to do when they did it before they were interrupted.

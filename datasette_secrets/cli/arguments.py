@@ -5,6 +5,7 @@ What was typed may be a value, by mistake, and errors end up in logs.
 
 from __future__ import annotations
 
+import datetime
 import getpass
 import os
 from typing import Any
@@ -100,6 +101,28 @@ class VersionNumber(click.ParamType):  # type: ignore[type-arg]  # since click 8
         if not (text.isascii() and text.isdigit() and 0 < int(text[:20]) < 2**63):
             raise Refused.value("a version is a number: 1, 2, 3 …", param, ctx)
         return int(text)
+
+
+class RenewDate(click.ParamType):  # type: ignore[type-arg]  # since click 8.5
+    """A day; `never`, where that makes sense, is an empty text."""
+
+    name = "date"
+
+    def __init__(self, *, or_never: bool = False) -> None:
+        self._or_never = or_never
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        if self._or_never and value in ("never", ""):
+            return ""
+        try:
+            if datetime.date.fromisoformat(value).isoformat() == value:
+                return str(value)
+        except ValueError:
+            pass
+        also = ", or 'never'" if self._or_never else ""
+        raise Refused.value(f"a date that exists, as YYYY-MM-DD{also}", param, ctx)
 
 
 def _shell_user() -> str:

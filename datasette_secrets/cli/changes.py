@@ -11,7 +11,7 @@ from ..errors import SecretsError, printable
 from ..events import Author
 from ..instance import get_instance
 from . import arguments, output, prompt
-from .arguments import Misuse, VersionNumber
+from .arguments import Misuse, RenewDate, VersionNumber
 from .reads import require_history
 from .serve import DatabaseCommand
 
@@ -40,6 +40,12 @@ class _SetCommand(_StoreCommand):
 )
 @click.option("--note", help="A note for people, up to 100 characters")
 @click.option(
+    "--renew-by",
+    type=RenewDate(),
+    metavar="DATE",
+    help="Remind you to renew it by this day, YYYY-MM-DD",
+)
+@click.option(
     "--expected-version",
     type=click.IntRange(0, 2**63 - 1),
     metavar="N",
@@ -51,6 +57,7 @@ async def set_(
     name: str,
     value_file: str | None,
     note: str | None,
+    renew_by: str | None,
     expected_version: int | None,
     actor: str,
 ) -> None:
@@ -62,7 +69,7 @@ async def set_(
 
     \b
         datasette secrets set OPENAI_API_KEY -c datasette.yaml --internal internal.db
-        pass show openai | datasette secrets set OPENAI_API_KEY -c datasette.yaml \
+        pass show openai | datasette secrets set OPENAI_API_KEY -c datasette.yaml \\
             --internal internal.db
     """
 
@@ -74,8 +81,53 @@ async def set_(
         note=note,
         author=Author(actor, "shell"),
         expected_version=expected_version,
+        renew_by=renew_by,
     )
     click.echo(f"Stored {printable(name)} version {version}")
+
+
+@click.command(cls=DatabaseCommand)
+@arguments.name
+@click.argument("text")
+@arguments.actor
+async def note(datasette: Datasette, name: str, text: str, actor: str) -> None:
+    """Change the note of a secret, and nothing else
+
+    The note belongs to the newest version, is visible to administrators and not
+    encrypted. An empty TEXT clears it.
+
+    \b
+        datasette secrets note OPENAI_API_KEY "ask Anna" -c datasette.yaml \\
+            --internal internal.db
+    """
+
+    version = await service.set_note(
+        datasette, name, text, author=Author(actor, "shell")
+    )
+    click.echo(f"Changed the note of {printable(name)} version {printable(version)}")
+
+
+@click.command(cls=DatabaseCommand)
+@arguments.name
+@click.argument("date", type=RenewDate(or_never=True))
+@arguments.actor
+async def renew(datasette: Datasette, name: str, date: str, actor: str) -> None:
+    """Set the date by which a secret has to be renewed
+
+    DATE is YYYY-MM-DD, or "never" to clear it. Nothing happens on that day: "list",
+    "status" and the pages remind you from 14 days before. A new value starts without a
+    date.
+
+    \b
+        datasette secrets renew OPENAI_API_KEY 2031-05-31 -c datasette.yaml \\
+            --internal internal.db
+    """
+
+    version = await service.set_renew_by(
+        datasette, name, date or None, author=Author(actor, "shell")
+    )
+    said = f"is to be renewed by {date}" if date else "has no date to renew it by"
+    click.echo(f"{printable(name)} version {printable(version)} {said}")
 
 
 @click.command("import", cls=_StoreCommand)
@@ -234,9 +286,9 @@ async def destroy(
     often as needed, or --all-but-newest.
 
     \b
-        datasette secrets destroy OPENAI_API_KEY --version 1 -c datasette.yaml \
+        datasette secrets destroy OPENAI_API_KEY --version 1 -c datasette.yaml \\
             --internal internal.db
-        datasette secrets destroy OPENAI_API_KEY --all-but-newest -c datasette.yaml \
+        datasette secrets destroy OPENAI_API_KEY --all-but-newest -c datasette.yaml \\
             --internal internal.db
     """
 

@@ -230,12 +230,18 @@ async def upgrade(
 
 
 @click.command(cls=DatabaseCommand)
+@click.option(
+    "--due-within",
+    type=click.IntRange(0, 36_500),
+    metavar="DAYS",
+    help="Exit 1 if a secret has to be renewed within so many days",
+)
 @arguments.json
-async def status(datasette: Datasette, as_json: bool) -> None:
-    """Show which master keys the stored versions need
+async def status(datasette: Datasette, due_within: int | None, as_json: bool) -> None:
+    """Check keys, database and dates, and say what to do
 
-    Says which keys no row needs any more, and what is wrong; then it exits 1. It opens
-    nothing: that is what "verify" is for.
+    Problems make it exit 1. Warnings do not, except for dates with --due-within. It
+    decrypts nothing: that is what "verify" is for.
 
     \b
         datasette secrets status -c datasette.yaml --internal internal.db
@@ -247,6 +253,9 @@ async def status(datasette: Datasette, as_json: bool) -> None:
     held = await store.count_held(instance.db)
     mode = await journal_mode(instance.db)
     found = await health.examine(datasette, census, findings)
+    due = await health.due(datasette, due_within)
+    found.warnings.extend([*health.about_files(instance), *due])
+    found.warnings.extend(health.about_slots(census))
     if as_json:
         output.print_json(
             serialize.status_json(instance, census, held.destroyed, mode, found)
@@ -259,8 +268,11 @@ async def status(datasette: Datasette, as_json: bool) -> None:
         for problem in found.problems:
             click.echo(output.styled(printable(problem.message), fg="red"))
         for warning in found.warnings:
+            if warning.code == "old-key-unneeded":
+                continue  # said beside the key
             click.echo(output.styled(printable(warning.message), fg="yellow"))
-    raise click.exceptions.Exit(1 if found.problems else 0)
+    is_due = due_within is not None and due
+    raise click.exceptions.Exit(1 if found.problems or is_due else 0)
 
 
 @click.command(cls=DatabaseCommand)

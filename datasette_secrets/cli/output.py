@@ -18,7 +18,7 @@ from ..errors import printable
 from .arguments import GIVEN
 
 if TYPE_CHECKING:
-    from .. import database, keyfiles, listing, rotation, store, upgrade
+    from .. import changes, database, keyfiles, listing, rotation, store, upgrade
     from ..instance import Instance
 
 
@@ -214,6 +214,24 @@ def print_history(versions: list[store.Version], states: list[str]) -> None:
                 version.note,
             )
             for version, state in zip(versions, states, strict=True)
+        ],
+    )
+
+
+def print_log(entries: list[changes.Entry]) -> None:
+    print_table(
+        ("TIME (UTC)", "ACTION", "NAME", "VERSION", "BY", "VIA", "DETAIL"),
+        [
+            (
+                each.at,
+                each.action,
+                each.name,
+                each.version,
+                each.actor_id,
+                each.via,
+                ", ".join(f"{key}: {value}" for key, value in each.detail.items()),
+            )
+            for each in entries
         ],
     )
 

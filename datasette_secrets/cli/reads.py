@@ -128,6 +128,40 @@ _OUTCOMES = {
 }
 
 
+@click.command(cls=DatabaseCommand)
+@click.option(
+    "--name", type=arguments.SecretName(), metavar="NAME", help="Only this secret"
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1_000_000),
+    default=100,
+    metavar="N",
+    help="So many entries at most, 100 unless told otherwise",
+)
+@arguments.json
+async def log(
+    datasette: Datasette, name: str | None, limit: int, as_json: bool
+) -> None:
+    """Show who changed what, the newest first
+
+    Every change is one entry, and so is every value that "get" printed. It is a record,
+    not evidence: whoever can write to the database can edit it.
+
+    \b
+        datasette secrets log --name OPENAI_API_KEY -c datasette.yaml \\
+            --internal internal.db
+    """
+
+    db = get_instance(datasette).db
+    entries = await changes.entries(db, name=name, limit=limit)
+    if as_json:
+        rows = [serialize.entry_json(each) for each in entries]
+        output.print_json({"ok": True, "log": rows})
+    else:
+        output.print_log(entries)
+
+
 async def require_history(datasette: Datasette, name: str) -> list[store.Version]:
     """The versions of a secret, newest first. Refuses a name of which there are none."""
     versions = await store.history(get_instance(datasette).db, name)

@@ -166,20 +166,22 @@ class DatabaseCommand(Command):
             return
         if ":memory:" in path:
             _refuse_temporary()
-        shown = printable(os.path.abspath(path))
+        # What is not called like a database may be a value, typed by mistake.
+        named = path.endswith(_NEW_DATABASES)
+        shown = f" ({printable(os.path.abspath(path))})" if named else ""
         if os.path.isdir(path):
-            raise Misuse(f"--internal names a folder, not a database: {shown}")
+            raise Misuse(f"--internal names a folder, not a database{shown}")
         if os.path.exists(path):
             return
         if not create:
             way_out = ", or add --create to make it" if self.creates else ""
             raise Misuse(
-                f"--internal names a file that does not exist, {shown}: check the "
+                f"--internal names a file that does not exist{shown}: check the "
                 f"path{way_out}"
             )
         if not Path(path).absolute().parent.is_dir():
             raise Misuse(
-                f"--internal names a file in a folder that does not exist: {shown}"
+                f"--internal names a file in a folder that does not exist{shown}"
             )
 
     def _check_files(self, files: Sequence[str], create: bool) -> None:
