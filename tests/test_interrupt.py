@@ -31,8 +31,9 @@ def test_ctrl_c_before_any_callback_ends_the_command_with_its_sentence(
     filled: Console, name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     arguments, given = COMMANDS[name]
+    options = ["-c", filled.config.name, "--internal", filled.internal.name]
     job = {
-        "arguments": ["secrets", *arguments, "-c", filled.config.name],
+        "arguments": ["secrets", *arguments, *options],
         "stdin": given or "",
         "pristine": str(filled.folder),
         "work": str(tmp_path_factory.mktemp("interrupted") / "work"),
@@ -40,7 +41,6 @@ def test_ctrl_c_before_any_callback_ends_the_command_with_its_sentence(
         "first": 1 if name in EVERY_ONE else 1 + list(COMMANDS).index(name) % 7,
         "step": 1 if name in EVERY_ONE else 7,
     }
-    job["arguments"] += ["--internal", filled.internal.name]
     done = subprocess.run(
         [sys.executable, "-m", "support.interrupted"],
         cwd=HERE,

@@ -256,10 +256,10 @@ async def status(datasette: Datasette, due_within: int | None, as_json: bool) ->
     due = await health.due(datasette, due_within)
     found.warnings.extend([*health.about_files(instance), *due])
     found.warnings.extend(health.about_slots(census))
+    is_due = due_within is not None and bool(due)
     if as_json:
-        output.print_json(
-            serialize.status_json(instance, census, held.destroyed, mode, found)
-        )
+        content = serialize.status_json(instance, census, held.destroyed, mode, found)
+        output.print_json({**content, "ok": content["ok"] and not is_due})
     else:
         click.echo(f"Database: {output.shown_database(instance)}, journal mode {mode}")
         destroyed = f"{held.destroyed:,} destroyed"
@@ -271,7 +271,6 @@ async def status(datasette: Datasette, due_within: int | None, as_json: bool) ->
             if warning.code == "old-key-unneeded":
                 continue  # said beside the key
             click.echo(output.styled(printable(warning.message), fg="yellow"))
-    is_due = due_within is not None and due
     raise click.exceptions.Exit(1 if found.problems or is_due else 0)
 
 

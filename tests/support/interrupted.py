@@ -36,7 +36,7 @@ def child(job: dict[str, Any], number: int) -> None:
             signal.raise_signal(signal.SIGINT)
         return run(handle)
 
-    asyncio.Handle._run = run_after_sigint  # type: ignore[method-assign]
+    asyncio.Handle._run = run_after_sigint  # type: ignore[method-assign, assignment]
     for stream, path in ((0, job["work"] + ".in"), (1, os.devnull)):
         os.dup2(os.open(path, os.O_RDWR), stream)
     os.dup2(os.open(job["work"] + ".err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
