@@ -168,6 +168,7 @@ def test_status_in_json_has_a_documented_shape(old: Console) -> None:
     old.configure(NEW, OTHER)
     old.ok("set", "B", input="new")
     old.ok("destroy", "A", "--version", "1", "--yes")
+    old.internal.chmod(0o600)
     assert old.json("status") == {
         "ok": False,
         "database": str(old.internal),
@@ -189,7 +190,14 @@ def test_status_in_json_has_a_documented_shape(old: Console) -> None:
                 "verify' says",
             }
         ],
-        "warnings": [],
+        "warnings": [
+            {
+                "code": "old-key-unneeded",
+                "message": f"master key {OTHER_ID} is no longer used: once every server "
+                "has restarted with the new key listed first, keep it for backups and "
+                "remove it from the configuration",
+            }
+        ],
     }
 
 
