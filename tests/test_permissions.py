@@ -239,7 +239,8 @@ async def test_a_refusal_to_a_browser_is_the_page_of_a_forbidden_plugin(
         for plugin in plugins:
             pm.unregister(plugin)
     says = "Permission denied: this needs manage-secrets"
-    assert page.text == f"Sign in: /-/secrets: {says}"
+    # The page also says how to sign in.
+    assert page.text.startswith(f"Sign in: /-/secrets: {says}. You are not signed in.")
     assert (answer.status_code, answer.json()["error"]) == (403, says)
 
 
