@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 _ATTRIBUTE = (
     "_datasette_secrets_instance"  # an attribute, so that it goes with its Datasette
 )
+
+
+#: So long a server that stops waits for the last uses to be written.
+_STOP_SECONDS = 5.0
 
 
 class Instance:
@@ -57,7 +62,10 @@ def get_instance(datasette: Datasette) -> Instance:
 
 
 async def stop(datasette: Datasette) -> None:
-    """Write the uses that wait."""
+    """Write the uses that wait, within a few seconds or not at all."""
     known: Instance | None = getattr(datasette, _ATTRIBUTE, None)
     if known is not None:
-        await known.last_used.flush()
+        flushing = asyncio.ensure_future(known.last_used.flush())
+        # A trigger that somebody made may never end.
+        await asyncio.wait([flushing], timeout=_STOP_SECONDS)
+        flushing.cancel()
