@@ -155,7 +155,7 @@ def test_ctrl_c_leaves_nothing_half_done_and_prints_one_line(
 
 def test_ctrl_c_at_a_prompt_stores_nothing(old: Console) -> None:
     terminal = Terminal(old, "set", "A")
-    terminal.until("Value of A")
+    terminal.until("Value for A")
     terminal.press_ctrl_c()
     assert terminal.end() == 1
     assert "Traceback" not in terminal.shown

@@ -144,7 +144,7 @@ def test_a_note_or_a_name_that_cannot_be_stored_is_refused(filled: Console) -> N
 
 def test_a_value_is_typed_twice_and_never_shown(console: Console) -> None:
     terminal = Terminal(console, "set", "A", CREATE)
-    terminal.until("Value of A")
+    terminal.until("Value for A")
     terminal.type("typed value")
     terminal.until("Repeat for confirmation")
     terminal.type("typed value")
@@ -159,7 +159,7 @@ def test_what_is_typed_differently_the_second_time_is_asked_for_again(
 ) -> None:
     terminal = Terminal(console, "set", "A", CREATE)
     for first, second in (("typed", "tyqed"), ("value", "value")):
-        terminal.until("Value of A")
+        terminal.until("Value for A")
         terminal.type(first)
         terminal.until("Repeat for confirmation")
         terminal.shown = ""
@@ -173,7 +173,7 @@ def test_a_byte_that_is_no_utf_8_is_refused_and_what_was_typed_not_shown(
     console: Console,
 ) -> None:
     terminal = Terminal(console, "set", "A", CREATE, LC_ALL="C.UTF-8")
-    terminal.until("Value of A")
+    terminal.until("Value for A")
     terminal.type("sk-typed\udcff")
     assert terminal.end() == 1
     assert "it is not valid UTF-8" in terminal.shown
@@ -185,11 +185,11 @@ def test_a_byte_that_is_no_utf_8_in_the_confirmation_shows_nothing_of_the_value(
     console: Console,
 ) -> None:
     terminal = Terminal(console, "set", "A", CREATE, LC_ALL="C.UTF-8")
-    terminal.until("Value of A")
+    terminal.until("Value for A")
     terminal.type("sk-typed")
     terminal.until("Repeat for confirmation")
     terminal.type("sk-typed\udcff")
-    terminal.until("not the same")
+    terminal.until("do not match")
     terminal.press_ctrl_c()
     assert terminal.end() == 1
     assert "Traceback" not in terminal.shown
@@ -201,7 +201,7 @@ def test_the_first_of_several_lines_is_not_taken_for_the_value(
     console: Console, first_line: str
 ) -> None:
     terminal = Terminal(console, "set", "A", CREATE)
-    terminal.until("Value of A")
+    terminal.until("Value for A")
     terminal.type(f"{first_line}\nsecond line")
     assert terminal.end() == 1
     assert "use a pipe or --value-file" in terminal.shown
@@ -214,7 +214,7 @@ def test_no_line_of_a_refused_paste_is_shown_or_left_for_the_shell(
 ) -> None:
     """More of them than a terminal holds at once."""
     terminal = Terminal(console, "set", "A", CREATE)
-    terminal.until("Value of A")
+    terminal.until("Value for A")
     lines = ["-----BEGIN PRIVATE KEY-----", *["body" * 15] * 300]
     pasting = threading.Thread(target=terminal.type, args=["\n".join(lines)])
     pasting.start()
