@@ -266,6 +266,9 @@ def test_list_has_a_documented_shape_and_no_value(filled: Console) -> None:
         "deleted_by",
         "last_used_at",
         "last_used_by",
+        "renew_by",
+        "checked_at",
+        "check",
     }
     assert (listed["secrets"][1]["state"], listed["secrets"][1]["version"]) == (
         "stored",

@@ -44,7 +44,7 @@ def test_the_table_and_the_transcript_are_what_running_the_commands_gives() -> N
 @pytest.mark.parametrize("page", PAGES)
 def test_no_command_and_no_option_is_shown_that_does_not_exist(page: str) -> None:
     uses = re.findall(
-        r"(?:datasette secrets|\bsecrets) ([a-z-]+)((?: [^`|\n#;)']+)?)",
+        r"(?:datasette secrets|\bsecrets) ([a-z-]+)((?: [^`|\n#;&)']+)?)",
         "\n".join(re.findall(r"`[^`\n]+`|```.*?```", read(page), re.DOTALL)),
     )
     for name, rest in uses:

@@ -24,6 +24,18 @@ SENTENCE = (
 EVERY_ONE = ("list", "set", "rotate-key")
 #: They find nothing left to do when they did it before they were interrupted.
 ONCE = ("restore", "destroy", "destroy-row")
+#: A plugin whose check accepts any value.
+CHECKING = """
+from datasette import hookimpl
+from datasette_secrets import Secret
+
+async def accept(value):
+    return True
+
+@hookimpl
+def register_secrets():
+    return [Secret("OPENAI", check=accept)]
+"""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -32,6 +44,11 @@ def test_ctrl_c_before_any_callback_ends_the_command_with_its_sentence(
 ) -> None:
     arguments, given = COMMANDS[name]
     options = ["-c", filled.config.name, "--internal", filled.internal.name]
+    if name == "check":
+        plugins = filled.folder / "plugins"
+        plugins.mkdir()
+        (plugins / "checking.py").write_text(CHECKING)
+        options += ["--plugins-dir", plugins.name]
     job = {
         "arguments": ["secrets", *arguments, *options],
         "stdin": given or "",

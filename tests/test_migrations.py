@@ -20,6 +20,7 @@ from support import zero
 from datasette_secrets import (
     DatabaseUnavailable,
     NeedsUpgrade,
+    envelope,
     get_secret,
     set_secret,
     upgrade,
@@ -67,13 +68,17 @@ async def opened_before(make_datasette: MakeDatasette, internal: str) -> str:
 UNIQUE = ("datasette_secrets_name_version", 1)
 
 
-async def test_migration_changes_no_column_of_a_row_that_0_x_wrote(
+#: The configuration of these tests has another one, so that no value is upgraded.
+LOST_KEY = envelope.generate_master_key()
+
+
+async def test_migration_changes_no_column_of_a_row_that_no_key_opens(
     make_datasette: MakeDatasette, opened_before: str, master_key: str
 ) -> None:
     zero.write(
         opened_before,
         [
-            (f"NAME_{n % 7}", n // 7 + 1, zero.token(master_key, str(n)))
+            (f"NAME_{n % 7}", n // 7 + 1, zero.token(LOST_KEY, str(n)))
             for n in range(50)
         ],
         note="a note",
@@ -178,13 +183,17 @@ async def test_a_row_without_a_value_reads_as_not_set(
     assert await get_secret(datasette, "A") is None
 
 
-async def test_a_secret_of_0_x_never_opens_in_a_server(
+async def test_a_row_of_0_x_that_came_after_the_first_start_never_opens_in_a_server(
     make_datasette: MakeDatasette,
     internal: str,
     master_key: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    zero.write(internal, [("A", 1, zero.token(master_key, "a"))])
+    (await start(make_datasette(master_key))).close()
+    conn = sqlite3.connect(internal)
+    with conn:
+        zero.insert(conn, "A", 1, zero.token(master_key, "a"))
+    conn.close()
     datasette = await start(make_datasette(master_key))
 
     with pytest.raises(NeedsUpgrade, match="datasette secrets upgrade"):
@@ -292,7 +301,7 @@ def migrate(path):
         internal=path,
         config={"plugins": {"datasette-secrets": {"encryption-key": key}}},
     )
-    asyncio.run(schema.migrate(get_instance(datasette).db))
+    asyncio.run(schema.migrate(get_instance(datasette).db, of_zero=True))
     datasette.close()
 
 last = 0
@@ -433,8 +442,10 @@ async def test_a_record_of_migrations_that_makes_no_sense_stops_changes_and_no_r
 
     datasette = await start(make_datasette(master_key, database="named", files=[path]))
     assert "secrets can be read, and not changed" in capsys.readouterr().err
-    with pytest.raises(DatabaseUnavailable, match="cannot be written"):
+    with pytest.raises(NeedsUpgrade, match=r"0\.x"):
         await set_secret(datasette, "A", "new")
+    with pytest.raises(DatabaseUnavailable, match="cannot be written"):
+        await upgrade.upgrade(datasette)
     assert rows(path) == before
     assert await get_secret(datasette, "B") is None
 
@@ -504,10 +515,10 @@ async def test_an_immutable_table_that_0_x_made_is_read_as_it_is(
     assert Path(path).read_bytes() == content
 
 
-async def test_0_x_still_serves_what_it_stored_after_the_migration(
+async def test_0_x_still_serves_after_the_migration_what_no_key_opened(
     make_datasette: MakeDatasette, internal: str, master_key: str
 ) -> None:
-    old = {f"NAME_{n}": zero.token(master_key, str(n)) for n in range(5)}
+    old = {f"NAME_{n}": zero.token(LOST_KEY, str(n)) for n in range(5)}
     zero.write(internal, [(name, 1, encrypted) for name, encrypted in old.items()])
     (await start(make_datasette(master_key))).close()
 

@@ -16,7 +16,7 @@ from datasette.resources import TableResource
 from datasette.tokens import TokenRestrictions
 from datasette.utils.asgi import Request
 
-from datasette_secrets import set_secret
+from datasette_secrets import DatabaseUnavailable, set_secret
 
 # Routes and methods. A form post that succeeds redirects; JSON says 200.
 
@@ -382,6 +382,11 @@ async def test_a_write_for_a_request_cannot_touch_the_table_whoever_makes_it(
         await db.execute_write(
             "insert into notes (body) values ('x')", request=Request.fake("/")
         )
+    # It names our table, so that changes are refused until somebody has dropped it.
+    with pytest.raises(DatabaseUnavailable, match="trigger 't'"):
+        await set_secret(browsable, "KEPT", "again")
+    await db.execute_write("drop trigger t")
+    assert before == await state_of(browsable)
     assert await set_secret(browsable, "KEPT", "again") == 2
 
 

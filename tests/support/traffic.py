@@ -102,7 +102,7 @@ async def newest(datasette: Datasette) -> int:
 
 
 async def migrate(datasette: Datasette, job: dict[str, Any]) -> dict[str, Any]:
-    await schema.ensure_migrated(get_instance(datasette).db)
+    await schema.migrate(get_instance(datasette).db, of_zero=True)
     return {"legacy": (await rotation.census(datasette)).legacy}
 
 
