@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import database, inspection, schema
-from .events import Author, Change
+from .events import Change, via
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -32,19 +32,20 @@ def now() -> str:
 class Changing:
     """One transaction: who makes it and when, and the rows that it writes.
 
-    A statement can succeed and its effect be undone, by a trigger or a constraint that
-    somebody else made. So what is written here is read back before the transaction ends.
+    `made`: what was done, for the log and for other plugins. A statement can succeed and
+    its effect be undone, by a trigger or a constraint that somebody else made. So what is
+    written here is read back before the transaction ends.
     """
 
-    def __init__(self, conn: sqlite3.Connection, author: Author, at: str) -> None:
+    def __init__(
+        self, conn: sqlite3.Connection, actor_id: str | None, via: str
+    ) -> None:
         self.conn = conn
-        self.author = author
-        self.at = at
+        self.actor_id = actor_id
+        self.via = via
+        self.at = now()
+        self.made: list[Change] = []
         self._written: dict[tuple[str, int], Mapping[str, object] | None] = {}
-
-    @property
-    def actor_id(self) -> str | None:
-        return self.author.actor_id
 
     def insert(self, table: str, columns: dict[str, object]) -> int:
         """Insert a row and return its id."""
@@ -91,8 +92,8 @@ class Changing:
             schema.LOG,
             {
                 "at": self.at,
-                "actor_id": self.author.actor_id,
-                "via": self.author.via,
+                "actor_id": self.actor_id,
+                "via": self.via,
                 "action": change.action,
                 "name": change.name,
                 "version": change.version if type(change.version) is int else None,
@@ -120,12 +121,12 @@ def _typed(row: Iterable[object]) -> list[tuple[type, object]]:
 async def make(
     datasette: Datasette,
     db: Database,
-    author: Author,
-    change: Callable[[Changing], tuple[T, list[Change]]],
+    actor_id: str | None,
+    change: Callable[[Changing], T],
     *,
     migrates: bool = False,
 ) -> T:
-    """Run `change`, which returns a result and what it did, in one transaction.
+    """Run `change` in one transaction, and return what it returns.
 
     Its rows and those of the log are read back before the commit; events go out after it.
     `migrates`: it sees to the migration itself. Raises what `change` raises, NeedsUpgrade
@@ -135,15 +136,17 @@ async def make(
         await inspection.require_own(db)
     else:
         await inspection.prepare(db)
+    who = str(actor_id) if actor_id else None
+    door = via.get()  # the transaction runs in another thread
 
     def in_transaction(conn: Any, track_event: Callable[[Any], None]) -> T:
         inspection.require_own_schema(conn)
-        changing = Changing(conn, author, now())
-        result, made = change(changing)
-        for each in made:
+        changing = Changing(conn, who, door)
+        result = change(changing)
+        for each in changing.made:
             changing.log(each)
         changing.read_back()
-        for event in (_event(datasette, author, each) for each in made):
+        for event in (_event(datasette, who, each) for each in changing.made):
             if event is not None:
                 track_event(event)
         return result
@@ -153,32 +156,30 @@ async def make(
     return await database.write(db, in_transaction)
 
 
-def _event(datasette: Datasette, author: Author, change: Change) -> Event | None:
+def _event(datasette: Datasette, actor_id: str | None, change: Change) -> Event | None:
     """The event of a change, if there is one. The shell starts no plugins, so has none."""
-    return change.event(author) if hasattr(datasette, "event_classes") else None
+    return change.event(actor_id) if hasattr(datasette, "event_classes") else None
 
 
-async def announce(datasette: Datasette, author: Author, change: Change) -> None:
+async def announce(datasette: Datasette, actor_id: str | None, change: Change) -> None:
     """Send the event of what took several transactions."""
-    event = _event(datasette, author, change)
+    event = _event(datasette, actor_id, change)
     if event is not None:
         await datasette.track_event(event)
 
 
-async def record(db: Database, author: Author, change: Change) -> None:
+async def record(
+    datasette: Datasette, db: Database, actor_id: str | None, change: Change
+) -> None:
     """Log what changes no secret: that one was read in the shell, or checked.
 
     Raises DatabaseUnavailable.
     """
-    await inspection.prepare(db)
 
-    def record_change(conn: Any) -> None:
-        inspection.require_own_schema(conn)
-        changing = Changing(conn, author, now())
-        changing.log(change)
-        changing.read_back()
+    def record_change(changing: Changing) -> None:
+        changing.made.append(change)
 
-    await database.write(db, record_change)
+    await make(datasette, db, actor_id, record_change)
 
 
 class Entry(NamedTuple):

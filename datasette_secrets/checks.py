@@ -23,7 +23,7 @@ from . import changes, listing, service
 from .config import PLUGIN
 from .envelope import Plaintext
 from .errors import DatabaseUnavailable, InvalidSecret, printable
-from .events import NOBODY, Author, Change
+from .events import Change
 from .instance import get_instance
 from .registry import Check, CheckResult, Registered, registered_secrets
 
@@ -47,7 +47,7 @@ async def find_check(datasette: Datasette, name: str) -> Registered:
 
 
 async def check_stored(
-    datasette: Datasette, name: str, *, author: Author = NOBODY
+    datasette: Datasette, name: str, *, actor_id: str | None = None
 ) -> CheckResult:
     """Run the check on the value that `get_secret` returns now, and log the outcome.
 
@@ -59,7 +59,6 @@ async def check_stored(
         raise InvalidSecret(f"{name} has no value to check: it is {state.state}")
     # Of the environment nothing is stored, so no version is what was checked.
     version = state.version if state.source == "database" else None
-    actor_id = author.actor_id
     try:
         value = Plaintext.parse(
             await service.get_secret(datasette, name, actor_id)
@@ -69,37 +68,37 @@ async def check_stored(
     except InvalidSecret as error:
         raise InvalidSecret(f"{name} cannot be checked: {error}") from None
     result = await run_check(secret, value)
-    await _log(datasette, name, version, result, author)
+    await log(datasette, name, version, result, actor_id)
     return result
 
 
 async def check_new(
-    datasette: Datasette, name: str, value: Plaintext, *, author: Author = NOBODY
+    datasette: Datasette, name: str, value: Plaintext, *, actor_id: str | None = None
 ) -> CheckResult:
     """Run the check on a value that is to be stored, unless it is rejected.
 
-    Only a rejection is logged here. Give the other outcomes to `service.set_value`, which
-    logs them with the version. Raises InvalidSecret where there is no check, and what
+    Only a rejection is logged here. Log the other outcomes once the value is stored. Raises InvalidSecret where there is no check, and what
     `service.check_settable` raises.
     """
     secret = await find_check(datasette, name)
     await service.check_settable(datasette, name)
     result = await run_check(secret, value)
     if result.outcome == "rejected":
-        await _log(datasette, name, None, result, author)
+        await log(datasette, name, None, result, actor_id)
     return result
 
 
-async def _log(
+async def log(
     datasette: Datasette,
     name: str,
     version: int | None,
     result: CheckResult,
-    author: Author,
+    actor_id: str | None = None,
 ) -> None:
+    """Log the outcome. `version`: the one that was checked; None where none is stored."""
     change = Change("check-secret", name, version, {"outcome": result.outcome})
     try:
-        await changes.record(get_instance(datasette).db, author, change)
+        await changes.record(datasette, get_instance(datasette).db, actor_id, change)
     except DatabaseUnavailable as error:
         # Nothing was changed, and the outcome is known: it is worth more than its record.
         sentence = printable(f"{PLUGIN}: the check of {name} was not logged: {error}")

@@ -1,4 +1,4 @@
-"""Who changes what: the author, the change, and the event that Datasette is told of it.
+"""A change, where it was made from, and the event that Datasette is told of it.
 
 One description of a change makes both its event and its row in the change log. Neither
 carries a value.
@@ -7,6 +7,7 @@ carries a value.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -128,19 +129,9 @@ EVENTS = (
 )
 
 
-class Author(NamedTuple):
-    """Who makes a change, and from where.
-
-    `actor_id`: None for nobody in particular. `via`: `page`, `api`, `shell`, `plugin` or
-    `start`.
-    """
-
-    actor_id: str | None = None
-    via: str = "plugin"
-
-
-#: Whoever calls the functions for plugins without saying for whom.
-NOBODY = Author()
+#: Where a change is made from: `page`, `api`, `shell`, `start`, or `plugin`, which is
+#: everything else.
+via: ContextVar[str] = ContextVar("via", default="plugin")
 
 
 class Change(NamedTuple):
@@ -155,14 +146,14 @@ class Change(NamedTuple):
     version: object = None
     detail: Mapping[str, Any] | None = None
 
-    def event(self, author: Author) -> Event | None:
+    def event(self, actor_id: str | None) -> Event | None:
         """The event of this change, if there is one."""
         kind = _EVENT_OF.get(self.action)
         if kind is None:
             return None
         known = {"secret": self.name, "version": self.version, **(self.detail or {})}
         event: Event = kind(
-            actor={"id": author.actor_id} if author.actor_id else None,
+            actor={"id": actor_id} if actor_id else None,
             **{
                 field.name: known[field.name]
                 for field in fields(kind)

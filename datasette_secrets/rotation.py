@@ -14,10 +14,10 @@ import shlex
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from . import database, envelope, inspection, service, store
-from .changes import Changing, announce, now
+from . import database, envelope, inspection, schema, service, store
+from .changes import Changing, announce, make
 from .errors import (
     CannotOpen,
     CannotUpgrade,
@@ -25,7 +25,7 @@ from .errors import (
     SecretsError,
     UnknownMasterKey,
 )
-from .events import NOBODY, Author, Change
+from .events import Change
 from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _destroy_command(row: store.Row) -> str:
         and name.isprintable()
         and not name.startswith("-")
         and type(version) is int
-        and version > 0
+        and 0 < version < schema.VERSION_MAX
     ):
         return f"datasette secrets destroy {shlex.quote(name)} --version {version}"
     return f"datasette secrets destroy-row {row.id}"
@@ -238,7 +238,7 @@ async def rotate(
     skip_unopenable: bool = False,
     batch_size: int = BATCH_SIZE,
     vacuum: bool = False,
-    author: Author = NOBODY,
+    actor_id: str | None = None,
     progress: Progress | None = None,
 ) -> Rotation:
     """Wrap every stored version with the primary master key.
@@ -277,8 +277,8 @@ async def rotate(
 
     await inspection.prepare(instance.db)
     work = Rewriting(
-        instance,
-        author,
+        datasette,
+        actor_id,
         operation,
         lambda versions: _change(primary, versions),
         wraps_only=not new_data_keys,
@@ -301,7 +301,7 @@ async def rotate(
     await inspection.require_sound(instance.db)
     report.complete = not report.problems and not report.census.elsewhere
     if report.changed:
-        await announce(datasette, author, _change(primary, report.changed))
+        await announce(datasette, actor_id, _change(primary, report.changed))
     return report
 
 
@@ -332,8 +332,8 @@ class Rewriting:
     `describe`: makes the change of so many versions, for the log, which gets one row.
     """
 
-    instance: Instance
-    author: Author
+    datasette: Datasette
+    actor_id: str | None
     operation: Operation
     describe: Callable[[int], Change]
     wraps_only: bool = False
@@ -356,7 +356,7 @@ class Rewriting:
                 if not replaced.changed_meanwhile:
                     break
                 rows = await store.rows_with_ids(
-                    self.instance.db,
+                    get_instance(self.datasette).db,
                     replaced.changed_meanwhile,
                     wraps_only=self.wraps_only,
                 )
@@ -376,24 +376,23 @@ class Rewriting:
             if sealed is not None:
                 changes.append((row, sealed))
 
-        def replace_secret_envelopes(conn: Any) -> tuple[store.Replaced, int | None]:
-            inspection.require_own_schema(conn)
+        def replace_secret_envelopes(changing: Changing) -> store.Replaced:
             replaced = store.replace_envelopes(
-                conn, changes, wraps_only=self.wraps_only
+                changing.conn, changes, wraps_only=self.wraps_only
             )
-            if not replaced.written:
-                return replaced, self._log_id
-            changing = Changing(conn, self.author, now())
-            described = self.describe(self.changed + replaced.written)
-            log_id = changing.log(described, self._log_id)
-            changing.read_back()
-            return replaced, log_id
+            if replaced.written:
+                described = self.describe(self.changed + replaced.written)
+                self._log_id = changing.log(described, self._log_id)
+            return replaced
 
         problems |= undecryptable(rows, change)
         if not changes:
             return store.Replaced(0, [])
-        replaced, self._log_id = await database.write(
-            self.instance.db, replace_secret_envelopes
+        replaced = await make(
+            self.datasette,
+            get_instance(self.datasette).db,
+            self.actor_id,
+            replace_secret_envelopes,
         )
         self.changed += replaced.written
         return replaced

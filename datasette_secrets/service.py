@@ -8,14 +8,15 @@ for something that can: with `rich` installed, Datasette prints locals.
 from __future__ import annotations
 
 import datetime
+import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import changes, config, database, envelope, inspection, registry, store
 from .changes import Changing
 from .errors import InvalidSecret, NeedsUpgrade
-from .events import NOBODY, Author, Change
+from .events import Change
 from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ async def get_version(
         raise NeedsUpgrade(name, version)
     ring = instance.settings.require_ring()
     envelope.unseal(ring, name, version, row)
-    await instance.last_used.record(row, _id(actor_id))
+    await instance.last_used.record(row, str(actor_id) if actor_id else None)
     return envelope.unseal(ring, name, version, row)
 
 
@@ -109,18 +110,36 @@ async def set_secret(
     Raises InvalidSecret, VersionConflict, NotConfigured and DatabaseUnavailable; nothing
     is then stored.
     """
-    stored = set_value(
-        datasette,
-        name,
-        value,
-        note=note,
-        author=_plugin(actor_id),
-        expected_version=expected_version,
-        renew_by=renew_by,
-        keep=keep,
-    )
-    del value
-    return await stored
+    try:
+        plaintext = envelope.Plaintext.parse(value)
+    except InvalidSecret as error:
+        raise InvalidSecret(f"The value of {name} cannot be stored: {error}") from None
+    finally:
+        del value
+    instance = get_instance(datasette)
+    await _check_name(datasette, instance, name)
+    _check_note(note)
+    _check_renew_by(renew_by)
+    if keep is not None and (type(keep) is not int or keep < 2):
+        raise InvalidSecret("keep is a number of versions, 2 or more")
+    ring = instance.settings.require_ring()
+    _check_holds_no_key(name, plaintext, ring)
+
+    def insert_secret_version(changing: Changing) -> int:
+        version = store.insert_version(
+            changing,
+            name,
+            lambda version: plaintext.seal(ring.primary, name, version),
+            note=note,
+            renew_by=renew_by,
+            expected_version=expected_version,
+        )
+        pruned = store.prune(changing, name, keep) if keep else []
+        detail = {"pruned": pruned} if pruned else None
+        changing.made.append(Change("set-secret", name, version, detail))
+        return version
+
+    return await changes.make(datasette, instance.db, actor_id, insert_secret_version)
 
 
 async def delete_secret(
@@ -135,9 +154,17 @@ async def delete_secret(
     `get_secret` then returns None. One that is deleted already stays as it is.
     Raises InvalidSecret when nothing is stored, VersionConflict and DatabaseUnavailable.
     """
-    return await delete(
-        datasette, name, author=_plugin(actor_id), expected_version=expected_version
-    )
+
+    def delete_secret_version(changing: Changing) -> int:
+        newest = store.require_newest(changing.conn, name, expected_version)
+        if not newest.is_deleted:
+            columns = {"deleted_at": changing.at, "deleted_by": changing.actor_id}
+            store.update(changing, newest, columns)
+            changing.made.append(Change("delete-secret", name, newest.version))
+        return newest.version
+
+    db = get_instance(datasette).db
+    return await changes.make(datasette, db, actor_id, delete_secret_version)
 
 
 async def restore_secret(
@@ -152,70 +179,21 @@ async def restore_secret(
     Raises InvalidSecret when nothing is stored or that version was destroyed,
     VersionConflict and DatabaseUnavailable.
     """
-    return await restore(
-        datasette, name, author=_plugin(actor_id), expected_version=expected_version
-    )
 
+    def restore_secret_version(changing: Changing) -> int:
+        newest = store.require_newest(changing.conn, name, expected_version)
+        if newest.is_destroyed:
+            raise InvalidSecret(
+                f"{name} version {newest.version} was destroyed and cannot be restored: "
+                "set a new value, or roll back to an earlier version"
+            )
+        if newest.is_deleted:
+            store.update(changing, newest, {"deleted_at": None, "deleted_by": None})
+            changing.made.append(Change("restore-secret", name, newest.version))
+        return newest.version
 
-def _plugin(actor_id: object) -> Author:
-    return Author(_id(actor_id), "plugin")
-
-
-# What the pages, the commands and the functions above have in common.
-
-
-async def set_value(
-    datasette: Datasette,
-    name: str,
-    value: str | envelope.Plaintext,
-    *,
-    note: str | None = None,
-    author: Author = NOBODY,
-    expected_version: int | None = None,
-    renew_by: str | None = None,
-    keep: int | None = None,
-    checked: str | None = None,
-) -> int:
-    """`set_secret`, by any author. `checked`: the outcome if the value was checked before."""
-    try:
-        plaintext = (
-            value
-            if isinstance(value, envelope.Plaintext)
-            else envelope.Plaintext.parse(value)
-        )
-    except InvalidSecret as error:
-        raise InvalidSecret(f"The value of {name} cannot be stored: {error}") from None
-    finally:
-        del value
-    instance = get_instance(datasette)
-    await _check_name(datasette, instance, name)
-    _check_note(note)
-    _check_renew_by(renew_by)
-    if keep is not None and (type(keep) is not int or keep < 2):
-        raise InvalidSecret("keep is a number of versions, 2 or more")
-    ring = instance.settings.require_ring()
-    _check_holds_no_key(name, plaintext, ring)
-
-    def seal(version: int) -> envelope.Sealed:
-        return plaintext.seal(ring.primary, name, version)
-
-    def insert_secret_version(changing: Changing) -> tuple[int, list[Change]]:
-        version = store.insert_version(
-            changing,
-            name,
-            seal,
-            note=note,
-            renew_by=renew_by,
-            expected_version=expected_version,
-        )
-        pruned = store.prune(changing, name, keep) if keep else []
-        detail = {"pruned": pruned} if pruned else None
-        made = [Change("set-secret", name, version, detail)]
-        if checked is not None:
-            made.append(Change("check-secret", name, version, {"outcome": checked}))
-        return version, made
-
-    return await changes.make(datasette, instance.db, author, insert_secret_version)
+    db = get_instance(datasette).db
+    return await changes.make(datasette, db, actor_id, restore_secret_version)
 
 
 async def check_settable(
@@ -234,7 +212,7 @@ async def set_secrets(
     *,
     skip_existing: bool = False,
     dry_run: bool = False,
-    author: Author = NOBODY,
+    actor_id: str | None = None,
 ) -> dict[str, int | None]:
     """Store a new version of each secret, all of them in one transaction, or none.
 
@@ -252,38 +230,23 @@ async def set_secrets(
         _check_holds_no_key(name, value, ring)
     if dry_run:
         return {
-            name: _next(await store.history(instance.db, name), skip_existing)
+            name: None
+            if (newest := await store.newest(instance.reader, name)) and skip_existing
+            else store.next_version(name, newest)
             for name in values
         }
 
-    def sealer(name: str) -> Callable[[int], envelope.Sealed]:
-        return lambda version: values[name].seal(ring.primary, name, version)
-
-    def insert_secret_versions(
-        changing: Changing,
-    ) -> tuple[dict[str, int | None], list[Change]]:
-        stored: dict[str, int | None] = {}
+    def insert_secret_versions(changing: Changing) -> dict[str, int | None]:
+        stored: dict[str, int | None] = dict.fromkeys(values)
         for name in values:
-            is_skipped = skip_existing and store.is_stored(changing.conn, name)
-            stored[name] = (
-                None
-                if is_skipped
-                else store.insert_version(changing, name, sealer(name), note=None)
-            )
-        return stored, [
-            Change("set-secret", name, version)
-            for name, version in stored.items()
-            if version is not None
-        ]
+            if skip_existing and store.is_stored(changing.conn, name):
+                continue
+            seal = functools.partial(values[name].seal, ring.primary, name)
+            stored[name] = store.insert_version(changing, name, seal)
+            changing.made.append(Change("set-secret", name, stored[name]))
+        return stored
 
-    return await changes.make(datasette, instance.db, author, insert_secret_versions)
-
-
-def _next(versions: list[store.Version], skip_existing: bool) -> int | None:
-    if versions and skip_existing:
-        return None
-    numbers = [each.version for each in versions if type(each.version) is int]
-    return max([0, *numbers]) + 1 + len(versions) - len(numbers)
+    return await changes.make(datasette, instance.db, actor_id, insert_secret_versions)
 
 
 async def set_note(
@@ -291,23 +254,17 @@ async def set_note(
     name: str,
     note: str,
     *,
-    author: Author = NOBODY,
+    actor_id: str | None = None,
     expected_version: int | None = None,
 ) -> int:
     """Change the note of the newest version, whose number is returned.
 
-    Raises InvalidSecret, VersionConflict, NotConfigured and DatabaseUnavailable.
+    Raises InvalidSecret, VersionConflict and DatabaseUnavailable.
     """
-    instance = get_instance(datasette)
     _check_note(note)
-
-    def set_secret_note(changing: Changing) -> tuple[int, list[Change]]:
-        version = store.update_newest(
-            changing, name, {"note": note}, expected_version=expected_version
-        )
-        return version, [Change("set-note", name, version)]
-
-    return await changes.make(datasette, instance.db, author, set_secret_note)
+    change = Change("set-note", name)
+    columns = {"note": note}
+    return await _update(datasette, name, change, columns, actor_id, expected_version)
 
 
 async def set_renew_by(
@@ -315,28 +272,40 @@ async def set_renew_by(
     name: str,
     renew_by: str | None,
     *,
-    author: Author = NOBODY,
+    actor_id: str | None = None,
     expected_version: int | None = None,
 ) -> int:
     """Change or clear the day by which to renew the newest version; returns its number.
 
     Raises InvalidSecret, VersionConflict and DatabaseUnavailable.
     """
-    instance = get_instance(datasette)
     _check_renew_by(renew_by)
+    columns = {"renew_by": renew_by}
+    change = Change("set-renew-by", name, detail=columns)
+    return await _update(datasette, name, change, columns, actor_id, expected_version)
 
-    def set_secret_renew_by(changing: Changing) -> tuple[int, list[Change]]:
-        version = store.update_newest(
-            changing, name, {"renew_by": renew_by}, expected_version=expected_version
-        )
-        change = Change("set-renew-by", name, version, {"renew_by": renew_by})
-        return version, [change]
 
-    return await changes.make(datasette, instance.db, author, set_secret_renew_by)
+async def _update(
+    datasette: Datasette,
+    name: str,
+    change: Change,
+    columns: Mapping[str, str | None],
+    actor_id: str | None,
+    expected_version: int | None,
+) -> int:
+    def update_secret(changing: Changing) -> int:
+        newest = store.require_newest(changing.conn, name, expected_version)
+        who = {"updated_at": changing.at, "updated_by": changing.actor_id}
+        store.update(changing, newest, {**columns, **who})
+        changing.made.append(change._replace(version=newest.version))
+        return newest.version
+
+    db = get_instance(datasette).db
+    return await changes.make(datasette, db, actor_id, update_secret)
 
 
 async def log_read(
-    datasette: Datasette, name: str, version: int | None, *, author: Author
+    datasette: Datasette, name: str, version: int | None, *, actor_id: str | None = None
 ) -> None:
     """Log that a person was shown a stored value; `version` None for the newest.
 
@@ -349,45 +318,7 @@ async def log_read(
         newest = await store.newest_version(instance.reader, name)
         version = newest and newest.version
     change = Change("get-secret", name, version)
-    await changes.record(instance.db, author, change)
-
-
-async def delete(
-    datasette: Datasette,
-    name: str,
-    *,
-    author: Author = NOBODY,
-    expected_version: int | None = None,
-) -> int:
-    """`delete_secret`, by any author."""
-    instance = get_instance(datasette)
-
-    def delete_secret_version(changing: Changing) -> tuple[int, list[Change]]:
-        version, is_changed = store.mark_deleted(
-            changing, name, expected_version=expected_version
-        )
-        return version, [Change("delete-secret", name, version)] * is_changed
-
-    return await changes.make(datasette, instance.db, author, delete_secret_version)
-
-
-async def restore(
-    datasette: Datasette,
-    name: str,
-    *,
-    author: Author = NOBODY,
-    expected_version: int | None = None,
-) -> int:
-    """`restore_secret`, by any author."""
-    instance = get_instance(datasette)
-
-    def restore_secret_version(changing: Changing) -> tuple[int, list[Change]]:
-        version, is_changed = store.clear_deleted(
-            changing, name, expected_version=expected_version
-        )
-        return version, [Change("restore-secret", name, version)] * is_changed
-
-    return await changes.make(datasette, instance.db, author, restore_secret_version)
+    await changes.record(datasette, instance.db, actor_id, change)
 
 
 async def roll_back(
@@ -395,7 +326,7 @@ async def roll_back(
     name: str,
     version: int,
     *,
-    author: Author = NOBODY,
+    actor_id: str | None = None,
     expected_version: int | None = None,
 ) -> int:
     """Seal the value of an earlier version afresh as a new one; returns its number.
@@ -406,29 +337,30 @@ async def roll_back(
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
 
-    def roll_back_secret(changing: Changing) -> tuple[int, list[Change]]:
+    def roll_back_secret(changing: Changing) -> int:
         row = store.find_version(changing.conn, name, version)
         if row.is_legacy:
             raise NeedsUpgrade(name, version)
         new_version = store.insert_version(
             changing,
             name,
-            lambda number: envelope.reseal(ring, row.name, row.version, row, number),
+            lambda number: envelope.reseal(ring, name, version, row, number),
             note=store.note_of(changing.conn, row.id),
             expected_version=expected_version,
         )
-        detail = {"rolled_back_from": row.version}
-        return new_version, [Change("set-secret", name, new_version, detail)]
+        detail = {"rolled_back_from": version}
+        changing.made.append(Change("set-secret", name, new_version, detail))
+        return new_version
 
-    return await changes.make(datasette, instance.db, author, roll_back_secret)
+    return await changes.make(datasette, instance.db, actor_id, roll_back_secret)
 
 
 async def destroy_versions(
     datasette: Datasette,
     name: str,
-    versions: Sequence[object],
+    versions: Sequence[int],
     *,
-    author: Author = NOBODY,
+    actor_id: str | None = None,
     expected_version: int | None = None,
     vacuum: bool = False,
 ) -> tuple[int, database.CleanUp]:
@@ -440,17 +372,19 @@ async def destroy_versions(
     """
     instance = get_instance(datasette)
 
-    def destroy_secret_versions(changing: Changing) -> tuple[int, list[Change]]:
-        destroyed = store.destroy(
-            changing, name, versions, expected_version=expected_version
-        )
-        version = destroyed[0] if len(destroyed) == 1 else None
-        change = Change("destroy-secret", name, version, {"versions": destroyed})
-        return len(destroyed), [change] if destroyed else []
+    def destroy_secret_versions(changing: Changing) -> int:
+        if expected_version is not None:
+            store.require_newest(changing.conn, name, expected_version)
+        destroyed = store.destroy(changing, name, versions)
+        if destroyed:
+            version = destroyed[0] if len(destroyed) == 1 else None
+            detail = {"versions": destroyed}
+            changing.made.append(Change("destroy-secret", name, version, detail))
+        return len(destroyed)
 
     await inspection.require_sound(instance.db)
     destroyed = await changes.make(
-        datasette, instance.db, author, destroy_secret_versions
+        datasette, instance.db, actor_id, destroy_secret_versions
     )
     return destroyed, await clean_up(instance, vacuum=vacuum)
 
@@ -459,7 +393,7 @@ async def destroy_row(
     datasette: Datasette,
     row_id: int,
     *,
-    author: Author = NOBODY,
+    actor_id: str | None = None,
     vacuum: bool = False,
 ) -> database.CleanUp:
     """Remove the value of a damaged row, which has no name or version to call it by.
@@ -468,13 +402,13 @@ async def destroy_row(
     """
     instance = get_instance(datasette)
 
-    def destroy_secret_row(changing: Changing) -> tuple[None, list[Change]]:
+    def destroy_secret_row(changing: Changing) -> None:
         name, version = store.destroy_row(changing, row_id)
         detail = {"versions": [version], "id": row_id}
-        return None, [Change("destroy-secret", name, version, detail)]
+        changing.made.append(Change("destroy-secret", name, version, detail))
 
     await inspection.require_sound(instance.db)
-    await changes.make(datasette, instance.db, author, destroy_secret_row)
+    await changes.make(datasette, instance.db, actor_id, destroy_secret_row)
     return await clean_up(instance, vacuum=vacuum)
 
 
@@ -575,7 +509,3 @@ def _check_renew_by(renew_by: object) -> None:
         raise InvalidSecret(
             "A date to renew by is YYYY-MM-DD, and one that exists"
         ) from None
-
-
-def _id(actor_id: object) -> str | None:
-    return str(actor_id) if actor_id else None

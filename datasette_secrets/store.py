@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .changes import Changing
@@ -25,7 +25,7 @@ from .database import (
     tuple_cursor,
 )
 from .envelope import ENCRYPTED_MAX_BYTES, ENVELOPE_VERSION, Sealed
-from .errors import InvalidSecret, VersionConflict
+from .errors import DatabaseUnavailable, InvalidSecret, VersionConflict
 from .rows import Held as Held
 from .rows import KeyCount as KeyCount
 from .rows import LastUse as LastUse
@@ -142,7 +142,7 @@ def insert_version(
     name: str,
     seal: Callable[[int], Sealed],
     *,
-    note: str | None,
+    note: str | None = None,
     renew_by: str | None = None,
     expected_version: int | None = None,
 ) -> int:
@@ -151,9 +151,8 @@ def insert_version(
     `note` None keeps the note of the version before. Raises VersionConflict.
     """
     newest = _newest(changing.conn, name)
-    if expected_version is not None:
-        _check_expected(name, newest, expected_version)
-    version = _next_version(changing, name)
+    _check_expected(name, newest, expected_version)
+    version = next_version(name, newest)
     sealed = seal(version)
     if note is None:
         note = newest.note if newest else None
@@ -184,106 +183,33 @@ def insert_version(
     return version
 
 
-def _next_version(changing: Changing, name: str) -> int:
-    """The number after the newest.
-
-    A damaged row, whose version is no integer or too great a one, gets a number first:
-    SQLite orders text after numbers, so it would stand before every version to come.
-    """
-    [(last,)] = changing.conn.execute(
-        f"select max(version) from {TABLE} where name = :name "  # noqa: S608
-        f"and typeof(version) = 'integer' and version < {VERSION_MAX}",
-        {"name": name},
-    ).fetchall()
-    last = max(last or 0, 0)
-    damaged = changing.conn.execute(
-        f"select id from {TABLE} where name = :name and not "  # noqa: S608
-        f"(typeof(version) = 'integer' and version < {VERSION_MAX}) "
-        "order by version, id desc",
-        {"name": name},
-    ).fetchall()
-    for (row_id,) in damaged:
-        last += 1
-        changing.update(TABLE, row_id, {"version": last})
-    return int(last) + 1
-
-
-def update_newest(
-    changing: Changing,
-    name: str,
-    columns: dict[str, object],
-    *,
-    expected_version: int | None = None,
-) -> int:
-    """Write these columns of the newest version, and by whom; returns its number.
-
-    Raises InvalidSecret when nothing is stored, and VersionConflict.
-    """
-    newest = _require_newest(changing.conn, name, expected_version)
-    changed = {"updated_at": changing.at, "updated_by": changing.actor_id}
-    changing.update(TABLE, newest.id, columns | changed)
-    return newest.version
-
-
-def mark_deleted(
-    changing: Changing, name: str, *, expected_version: int | None = None
-) -> tuple[int, bool]:
-    """Mark the newest version as deleted: its number, and whether it was not already.
-
-    Raises InvalidSecret when nothing is stored, and VersionConflict.
-    """
-    newest = _require_newest(changing.conn, name, expected_version)
-    if not newest.is_deleted:
-        columns = {"deleted_at": changing.at, "deleted_by": changing.actor_id}
-        changing.update(TABLE, newest.id, columns)
-    return newest.version, not newest.is_deleted
-
-
-def clear_deleted(
-    changing: Changing, name: str, *, expected_version: int | None = None
-) -> tuple[int, bool]:
-    """Clear the mark of the newest version: its number, and whether there was one.
-
-    Raises InvalidSecret when nothing is stored or it was destroyed, and VersionConflict.
-    """
-    newest = _require_newest(changing.conn, name, expected_version)
-    if newest.is_destroyed:
-        raise InvalidSecret(
-            f"{name} version {newest.version} was destroyed and cannot be restored: "
-            "set a new value, or roll back to an earlier version"
+def next_version(name: str, newest: Version | None) -> int:
+    """The number after the newest. Raises DatabaseUnavailable where its row is damaged."""
+    number = newest.version if newest else 0
+    if type(number) is not int or not 0 <= number < VERSION_MAX:
+        raise DatabaseUnavailable(
+            f"The row of the newest version of {name} is damaged: run 'datasette secrets "
+            "verify', and remove the row with the command that it prints"
         )
-    if newest.is_deleted:
-        changing.update(TABLE, newest.id, {"deleted_at": None, "deleted_by": None})
-    return newest.version, newest.is_deleted
+    return number + 1
 
 
-def destroy(
-    changing: Changing,
-    name: str,
-    versions: Iterable[object],
-    *,
-    expected_version: int | None = None,
-) -> list[object]:
+def update(changing: Changing, version: Version, columns: Mapping[str, object]) -> None:
+    """Write these columns of a version."""
+    changing.update(TABLE, version.id, columns)
+
+
+def destroy(changing: Changing, name: str, versions: Iterable[int]) -> list[int]:
     """Remove the values of the named versions for good; returns those that had one.
 
-    A version that is no integer is named by its text. Raises InvalidSecret for one that
-    is not stored, and VersionConflict; nothing is then destroyed.
+    Raises InvalidSecret for one that is not stored; nothing is then destroyed.
     """
-    if expected_version is not None:
-        _require_newest(changing.conn, name, expected_version)
-    destroyed: list[object] = []
+    destroyed = []
     for version in versions:
-        rows = changing.conn.execute(
-            f"select id, encrypted is null and wrapped_key is null from {TABLE} "  # noqa: S608
-            "where name = :name and cast(version as text) = :version",
-            {"name": name, "version": str(version)},
-        ).fetchall()
-        if not rows:
-            raise InvalidSecret(f"{name} has no version {version}")
-        for row_id, is_destroyed in rows:
-            if not is_destroyed:
-                changing.update(TABLE, row_id, _DESTROYED)
-                destroyed.append(version)
+        row = _row(changing.conn, name, version)
+        if not row.is_destroyed:
+            changing.update(TABLE, row.id, _DESTROYED)
+            destroyed.append(version)
     return destroyed
 
 
@@ -306,7 +232,8 @@ def destroy_row(changing: Changing, row_id: int) -> tuple[str, object]:
     is no such row.
     """
     rows = changing.conn.execute(
-        f"""select name, version, typeof(version) = 'integer' and version > 0
+        f"""select name, version,
+            typeof(version) = 'integer' and version between 1 and {VERSION_MAX - 1}
         from {TABLE} where id = :id""",  # noqa: S608
         {"id": row_id},
     ).fetchall()
@@ -320,20 +247,22 @@ def destroy_row(changing: Changing, row_id: int) -> tuple[str, object]:
     return str(name), version
 
 
+def _row(conn: sqlite3.Connection, name: str, version: int) -> Row:
+    rows = conn.execute(
+        f"select {_ROW} from {TABLE} where name = :name and version = :version",  # noqa: S608
+        {"name": name, "version": str(version)},  # of any size
+    ).fetchall()
+    if not rows:
+        raise InvalidSecret(f"{name} has no version {version}")
+    return Row._make(rows[0])
+
+
 def find_version(conn: sqlite3.Connection, name: str, version: int) -> Row:
     """One stored version with its envelope.
 
     Raises InvalidSecret when there is none, or when it was destroyed.
     """
-    rows = conn.execute(
-        f"select {_ROW} from {TABLE} "  # noqa: S608
-        "where name = :name and typeof(version) = 'integer' "
-        "and cast(version as text) = :version",
-        {"name": name, "version": str(version)},
-    ).fetchall()
-    if not rows:
-        raise InvalidSecret(f"{name} has no version {version}")
-    row = Row._make(rows[0])
+    row = _row(conn, name, version)
     if row.is_destroyed:
         raise InvalidSecret(
             f"{name} version {version} was destroyed: its value is gone"
@@ -365,23 +294,23 @@ def _version(row: Iterable[Any]) -> Version:
     return Version(*columns[:-2], *map(bool, columns[-2:]))
 
 
-def _require_newest(
+def require_newest(
     conn: sqlite3.Connection, name: str, expected_version: int | None
 ) -> Version:
+    """The newest version. Raises InvalidSecret when nothing is stored, and VersionConflict."""
     newest = _newest(conn, name)
     if newest is None:
         raise InvalidSecret(f"Nothing is stored for {name}")
-    if expected_version is not None:
-        _check_expected(name, newest, expected_version)
+    _check_expected(name, newest, expected_version)
     return newest
 
 
 def _check_expected(name: str, newest: Version | None, expected: object) -> None:
+    actual = newest.version if newest else 0
+    if expected is None or actual == expected:
+        return
     if not isinstance(expected, int):
         raise InvalidSecret("expected_version is a number, 0 for none")
-    actual = newest.version if newest else 0
-    if actual == expected:
-        return
     if newest is None:
         raise VersionConflict(name, expected, 0)
     raise VersionConflict(name, expected, actual, newest.updated_at, newest.updated_by)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from . import database, envelope, fernet, inspection, schema, service, store
 from .changes import Changing, announce, make
-from .events import NOBODY, Author, Change
+from .events import Change, via
 from .instance import get_instance
 from .rotation import (
     BATCH_SIZE,
@@ -51,7 +51,7 @@ async def upgrade(
     dry_run: bool = False,
     batch_size: int = BATCH_SIZE,
     vacuum: bool = False,
-    author: Author = NOBODY,
+    actor_id: str | None = None,
     progress: Progress | None = None,
 ) -> Upgrade:
     """Re-seal what datasette-secrets 0.x stored under the primary master key.
@@ -81,7 +81,7 @@ async def upgrade(
             left |= undecryptable(rows, operation)
     else:
         await inspection.prepare(instance.db, migrate=_migrate)
-        work = Rewriting(instance, author, operation, _change)
+        work = Rewriting(datasette, actor_id, operation, _change)
         for _ in range(PASSES_MAX):
             before = work.changed
             left = await work.run(legacy_rows(), progress)
@@ -98,7 +98,7 @@ async def upgrade(
     await inspection.require_sound(instance.db)
     report.complete = not report.problems
     if report.changed:
-        await announce(datasette, author, _change(report.changed))
+        await announce(datasette, actor_id, _change(report.changed))
     return report
 
 
@@ -117,9 +117,9 @@ async def upgrade_at_start(datasette: Datasette) -> Upgrade | None:
     fernet.require_fernet()
     report = Upgrade()
 
-    def upgrade_secrets_at_start(changing: Changing) -> tuple[None, list[Change]]:
+    def upgrade_secrets_at_start(changing: Changing) -> None:
         if schema.value_of_zero(changing.conn) is None:  # another server was quicker
-            return None, []
+            return
         schema.apply_migrations(changing.conn)
         rows = store.legacy_rows(changing.conn)
         resealed: list[store.Replacement] = []
@@ -132,15 +132,16 @@ async def upgrade_at_start(datasette: Datasette) -> Upgrade | None:
         report.found = [(str(row.name), row.version) for row in rows]
         report.problems = list(undecryptable(rows, reseal).values())
         report.changed = store.replace_envelopes(changing.conn, resealed).written
-        return None, [_change(report.changed)] if report.changed else []
+        if report.changed:
+            changing.made.append(_change(report.changed))
 
-    await make(
-        datasette,
-        instance.db,
-        Author(None, "start"),
-        upgrade_secrets_at_start,
-        migrates=True,
-    )
+    token = via.set("start")
+    try:
+        await make(
+            datasette, instance.db, None, upgrade_secrets_at_start, migrates=True
+        )
+    finally:
+        via.reset(token)
     if report.changed:
         report.clean_up = await service.clean_up(instance)
     report.complete = not report.problems

@@ -24,11 +24,11 @@ from datasette.app import Datasette
 from datasette.plugins import pm
 from playwright.async_api import Browser, async_playwright
 
-from datasette_secrets import CheckResult, Secret, delete_secret
+from datasette_secrets import CheckResult, Secret, delete_secret, set_secret
 from datasette_secrets.checks import check_stored
 from datasette_secrets.envelope import generate_master_key
-from datasette_secrets.events import Author
-from datasette_secrets.service import destroy_versions, set_renew_by, set_value
+from datasette_secrets.events import via
+from datasette_secrets.service import destroy_versions, set_renew_by
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -104,8 +104,7 @@ class Scene:
     async def store(self, name: str, note: str, by: str, times: int = 1) -> None:
         for number in range(times):
             value = f"a value, the {number}th"
-            author = Author(by, "page")
-            await set_value(self.datasette, name, value, note=note, author=author)
+            await set_secret(self.datasette, name, value, note=note, actor_id=by)
 
     def sql(self, statement: str, *parameters: Any) -> None:
         with contextlib.closing(sqlite3.connect(str(self.path))) as conn, conn:
@@ -151,6 +150,7 @@ def hours_ago(hours: float) -> str:
 
 
 async def every_state() -> Scene:
+    via.set("page")
     lost, old, new = generate_master_key(), generate_master_key(), generate_master_key()
     scene = Scene(lost)
     await scene.datasette.invoke_startup()
@@ -167,13 +167,12 @@ async def every_state() -> Scene:
     await scene.store("MAPBOX_TOKEN", "Leaked in May", "17")
     await delete_secret(scene.datasette, "MAILGUN_KEY", actor_id="17")
     await destroy_versions(scene.datasette, "MAPBOX_TOKEN", [1])
-    ada = Author("17", "page")
-    await destroy_versions(scene.datasette, "OPENAI_API_KEY", [1], author=ada)
-    await check_stored(scene.datasette, "OPENAI_API_KEY", author=ada)
+    await destroy_versions(scene.datasette, "OPENAI_API_KEY", [1], actor_id="17")
+    await check_stored(scene.datasette, "OPENAI_API_KEY", actor_id="17")
     today = datetime.datetime.now(datetime.timezone.utc).date()
     for name, days in (("STRIPE_SECRET_KEY", 9), ("GITHUB_TOKEN", 120)):
         date = (today + datetime.timedelta(days)).isoformat()
-        await set_renew_by(scene.datasette, name, date, author=ada)
+        await set_renew_by(scene.datasette, name, date, actor_id="17")
     for name, version, updated, used in (
         ("LEGACY_CRM_TOKEN", 1, 7000, 5500),
         ("OPENAI_API_KEY", 1, 4300, 2200),

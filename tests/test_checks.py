@@ -32,7 +32,7 @@ from datasette_secrets import (
     get_secret,
     set_secret,
 )
-from datasette_secrets.events import Author
+from datasette_secrets.events import via
 from datasette_secrets.registry import Registered
 
 VALUE = "sk-live 4f9c0d1e/ключ+Zq8Wn3Ty"
@@ -368,9 +368,6 @@ def logged(path: str) -> list[tuple[Any, ...]]:
         ).fetchall()
 
 
-ANN = Author("ann", "page")
-
-
 async def test_the_value_that_is_read_now_is_checked_and_its_version_logged(
     datasette: Datasette, internal: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,10 +380,11 @@ async def test_the_value_that_is_read_now_is_checked_and_its_version_logged(
     with registering(plugin=[Secret("A", check=check)]):
         await set_secret(datasette, "A", "first")
         await set_secret(datasette, "A", "second")
-        result = await checks.check_stored(datasette, "A", author=ANN)
+        via.set("page")
+        result = await checks.check_stored(datasette, "A", actor_id="ann")
         assert result == CheckResult("works", "a message")
         monkeypatch.setenv("DATASETTE_SECRETS_A", "from the environment")
-        await checks.check_stored(datasette, "A", author=ANN)
+        await checks.check_stored(datasette, "A", actor_id="ann")
     assert given == ["second", "from the environment"]
     assert logged(internal) == [
         ("ann", "page", "A", 2, '{"outcome": "works"}'),
@@ -419,9 +417,10 @@ async def test_a_new_value_that_is_rejected_is_logged_without_a_version(
     datasette: Datasette, internal: str
 ) -> None:
     value = envelope.Plaintext.parse(VALUE)
+    via.set("page")
     for outcome in checks.OUTCOMES:
         with registering(plugin=[Secret("A", check=saying("", outcome))]):
-            result = await checks.check_new(datasette, "A", value, author=ANN)
+            result = await checks.check_new(datasette, "A", value, actor_id="ann")
         assert result == CheckResult(outcome)
     assert logged(internal) == [("ann", "page", "A", None, '{"outcome": "rejected"}')]
 

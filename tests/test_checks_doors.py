@@ -16,7 +16,7 @@ from test_registered import registering
 from datasette_secrets import CheckResult, Secret, get_secret, set_secret
 from datasette_secrets.checks import check_new, check_stored
 from datasette_secrets.envelope import Plaintext
-from datasette_secrets.events import Author
+from datasette_secrets.events import via
 
 STORED, TYPED = "stored-4f9c0d1e83", "typed-77aa01bc42"
 
@@ -76,11 +76,11 @@ def assert_says_nothing_of_the_values(text: str) -> None:
 async def test_the_core(datasette: Datasette, internal: str, kind: str) -> None:
     check, outcome, message = CHECKS[kind]
     await set_secret(datasette, "A", STORED)
-    author = Author("ann", "page")
+    via.set("page")
     with registering(plugin=[Secret("A", check=check)]):
         for result in (
-            await check_stored(datasette, "A", author=author),
-            await check_new(datasette, "A", Plaintext.parse(TYPED), author=author),
+            await check_stored(datasette, "A", actor_id="ann"),
+            await check_new(datasette, "A", Plaintext.parse(TYPED), actor_id="ann"),
         ):
             assert result.outcome == outcome
             assert message in result.message

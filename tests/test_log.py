@@ -17,10 +17,12 @@ from support import decoder
 from support.console import Console
 
 from datasette_secrets import (
+    CheckResult,
     DatabaseUnavailable,
     InvalidSecret,
     VersionConflict,
     changes,
+    checks,
     delete_secret,
     get_secret,
     inspection,
@@ -29,7 +31,6 @@ from datasette_secrets import (
     set_secret,
     store,
 )
-from datasette_secrets.events import Author, Change
 from datasette_secrets.instance import get_instance
 
 NAME = "API_KEY"
@@ -330,7 +331,7 @@ async def test_a_change_that_is_not_found_where_it_was_written_is_taken_back(
         "roll back": lambda: service.roll_back(datasette, NAME, 1),
         "destroy": lambda: service.destroy_versions(datasette, NAME, [1]),
         "keep": lambda: set_secret(datasette, NAME, VALUE, keep=2),
-        "read": lambda: service.log_read(datasette, NAME, 1, author=Author()),
+        "read": lambda: service.log_read(datasette, NAME, 1),
     }
     with pytest.raises(DatabaseUnavailable, match="does not hold what was written"):
         await actions[action]()
@@ -430,7 +431,7 @@ async def test_names_and_notes_with_control_characters_are_logged_as_they_are(
 ) -> None:
     name = "A\x1b[31m\n\"'; drop table datasette_secrets_log --"
     db = get_instance(datasette).db
-    await changes.record(db, Author("x\x00\x1b", "shell"), Change("get-secret", name))
+    await service.log_read(datasette, name, 1, actor_id="x\x00\x1b")
     [row] = log(internal)
     assert (row["name"], row["actor_id"]) == (name, "x\x00\x1b")
     [entry] = await changes.entries(db, name=name)
@@ -448,7 +449,7 @@ async def test_the_log_tells_where_a_version_comes_from_and_who_destroyed_one(
     await service.roll_back(datasette, NAME, 1)
     await set_secret(datasette, NAME, "again another", note="the fourth")
     await service.roll_back(datasette, NAME, 3)
-    await service.destroy_versions(datasette, NAME, [1, 2], author=Author("ann", "api"))
+    await service.destroy_versions(datasette, NAME, [1, 2], actor_id="ann")
 
     db = get_instance(datasette).db
     past = await changes.past(db, NAME)
@@ -466,11 +467,10 @@ async def test_the_log_tells_where_a_version_comes_from_and_who_destroyed_one(
 async def test_the_json_says_what_the_log_knows(
     datasette: Datasette, admin: dict[str, str]
 ) -> None:
-    await service.set_value(
-        datasette, NAME, VALUE, renew_by="2027-01-31", checked="works"
-    )
+    await set_secret(datasette, NAME, VALUE, renew_by="2027-01-31")
+    await checks.log(datasette, NAME, 1, CheckResult("works"))
     await service.roll_back(datasette, NAME, 1)
-    await service.destroy_versions(datasette, NAME, [1], author=Author("ann", "page"))
+    await service.destroy_versions(datasette, NAME, [1], actor_id="ann")
     answer = await datasette.client.get(f"/-/secrets/{NAME}.json", cookies=admin)
     new, old = answer.json()["versions"]
     assert (new["rolled_back_from"], new["destroyed_at"]) == (1, None)
@@ -480,9 +480,8 @@ async def test_the_json_says_what_the_log_knows(
     # They describe the newest version, which nobody has checked.
     assert (secret["check"], secret["checked_at"], secret["renew_by"]) == (None,) * 3
 
-    await service.set_value(
-        datasette, NAME, VALUE, renew_by="2028-01-31", checked="unknown"
-    )
+    await set_secret(datasette, NAME, VALUE, renew_by="2028-01-31")
+    await checks.log(datasette, NAME, 3, CheckResult("unknown"))
     answer = await datasette.client.get("/-/secrets.json", cookies=admin)
     [secret] = [each for each in answer.json()["secrets"] if each["name"] == NAME]
     assert (secret["check"], secret["renew_by"]) == ("unknown", "2028-01-31")
@@ -493,14 +492,13 @@ async def test_a_check_counts_for_the_version_that_is_the_newest(
     datasette: Datasette,
 ) -> None:
     db = get_instance(datasette).db
-    await service.set_value(datasette, NAME, VALUE, checked="works")
+    await set_secret(datasette, NAME, VALUE)
+    await checks.log(datasette, NAME, 1, CheckResult("works"))
     checked = (await changes.newest_checks(db, [NAME, "OTHER"]))[NAME]
     assert (checked.version, checked.outcome) == (1, "works")
-    change = Change("check-secret", NAME, 1, {"outcome": "rejected"})
-    await changes.record(db, Author(), change)
+    await checks.log(datasette, NAME, 1, CheckResult("rejected"))
     assert (await changes.newest_checks(db, [NAME]))[NAME].outcome == "rejected"
-    refused = Change("check-secret", NAME, None, {"outcome": "unknown"})
-    await changes.record(db, Author(), refused)
+    await checks.log(datasette, NAME, None, CheckResult("unknown"))
     assert (await changes.newest_checks(db, [NAME]))[NAME].outcome == "rejected"
     await set_secret(datasette, NAME, "another")
     assert await changes.newest_checks(db, [NAME]) == {}
@@ -555,7 +553,7 @@ async def test_a_new_value_without_a_date_has_none(
     await set_secret(datasette, NAME, VALUE)
     dates = [version.renew_by for version in await store.history(db, NAME)]
     assert dates == [None, "2027-01-31"]
-    await service.set_renew_by(datasette, NAME, "2028-02-29", author=Author("ann"))
+    await service.set_renew_by(datasette, NAME, "2028-02-29", actor_id="ann")
     assert (await store.history(db, NAME))[0].renew_by == "2028-02-29"
     await service.set_renew_by(datasette, NAME, None)
     assert (await store.history(db, NAME))[0].renew_by is None

@@ -29,6 +29,7 @@ from datasette_secrets import (
     get_secrets,
     listing,
     restore_secret,
+    rotation,
     schema,
     service,
     set_secret,
@@ -291,10 +292,6 @@ async def test_a_missing_key_is_named_by_its_id(
 @pytest.mark.parametrize(
     "damage",
     [
-        "version = 'three'",
-        "version = x'03'",
-        "version = -1",
-        "version = 1.5",
         "encrypted = null",
         "wrapped_key = null",
         "encrypted = 'text'",
@@ -318,15 +315,24 @@ async def test_a_damaged_row_raises_and_is_mended_by_a_new_value(
     assert len(column(internal, "id")) == 2
 
 
-async def test_a_planted_number_at_the_limit_leaves_room_for_new_values(
-    datasette: Datasette, internal: str
+@pytest.mark.parametrize(
+    "version",
+    ["'three'", "x'03'", "-1", "1.5", str(schema.VERSION_MAX), str(2**63 - 1)],
+)
+async def test_a_row_without_a_usable_version_is_removed_before_a_new_value(
+    datasette: Datasette, internal: str, version: str
 ) -> None:
     await set_secret(datasette, NAME, "a value")
-    alter(internal, f"update datasette_secrets set version = {schema.VERSION_MAX}")
-    for _ in range(2):
-        version = await set_secret(datasette, NAME, "a new value")
-        assert version <= schema.VERSION_MAX
-        assert await get_secret(datasette, NAME) == "a new value"
+    alter(internal, f"update datasette_secrets set version = {version}")
+    with pytest.raises(CannotOpen):
+        await get_secret(datasette, NAME)
+    with pytest.raises(DatabaseUnavailable, match="datasette secrets verify"):
+        await set_secret(datasette, NAME, "a new value")
+    [problem] = (await rotation.verify(datasette)).problems
+    assert problem.remedy.startswith("datasette secrets destroy")
+    await service.destroy_row(datasette, 1)
+    await set_secret(datasette, NAME, "a new value")
+    assert await get_secret(datasette, NAME) == "a new value"
 
 
 async def test_a_row_of_0x_never_opens(datasette: Datasette, internal: str) -> None:

@@ -38,7 +38,6 @@ from datasette_secrets import (
     store,
     upgrade,
 )
-from datasette_secrets.events import Author
 from datasette_secrets.instance import get_instance
 
 WHEEL = os.environ.get("WHEEL", "")  # set by scripts/dependents.py
@@ -312,8 +311,8 @@ async def test_an_upgrade_that_changed_something_is_announced_once(
         datasette = await start(make_datasette, OLD)
         write_values(internal)
         await upgrade.upgrade(datasette, dry_run=True)
-        await upgrade.upgrade(datasette, author=Author("ann", "shell"))
-        await upgrade.upgrade(datasette, author=Author("ann", "shell"))
+        await upgrade.upgrade(datasette, actor_id="ann")
+        await upgrade.upgrade(datasette, actor_id="ann")
     finally:
         pm.unregister(events)
     [event] = events.heard

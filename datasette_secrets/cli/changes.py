@@ -8,7 +8,6 @@ import click
 
 from .. import serialize, service, store
 from ..errors import SecretsError, printable
-from ..events import Author
 from ..instance import get_instance
 from . import arguments, output, prompt
 from .arguments import Misuse, RenewDate, VersionNumber
@@ -74,12 +73,12 @@ async def set_(
     """
 
     await service.check_settable(datasette, name, note)
-    version = await service.set_value(
+    version = await service.set_secret(
         datasette,
         name,
         prompt.read_value(name, value_file),
         note=note,
-        author=Author(actor, "shell"),
+        actor_id=actor,
         expected_version=expected_version,
         renew_by=renew_by,
     )
@@ -101,9 +100,7 @@ async def note(datasette: Datasette, name: str, text: str, actor: str) -> None:
             --internal internal.db
     """
 
-    version = await service.set_note(
-        datasette, name, text, author=Author(actor, "shell")
-    )
+    version = await service.set_note(datasette, name, text, actor_id=actor)
     click.echo(f"Changed the note of {printable(name)} version {printable(version)}")
 
 
@@ -123,9 +120,7 @@ async def renew(datasette: Datasette, name: str, date: str, actor: str) -> None:
             --internal internal.db
     """
 
-    version = await service.set_renew_by(
-        datasette, name, date or None, author=Author(actor, "shell")
-    )
+    version = await service.set_renew_by(datasette, name, date or None, actor_id=actor)
     said = f"is to be renewed by {date}" if date else "has no date to renew it by"
     click.echo(f"{printable(name)} version {printable(version)} {said}")
 
@@ -174,7 +169,7 @@ async def import_(
         {name: entry.value for name, entry in found.entries.items()},
         skip_existing=skip_existing,
         dry_run=dry_run,
-        author=Author(actor, "shell"),
+        actor_id=actor,
     )
     for name, version in stored.items():
         if version is None:
@@ -201,8 +196,8 @@ async def delete(datasette: Datasette, name: str, yes: bool, actor: str) -> None
 
     newest = (await require_history(datasette, name))[0]
     expected = _confirm(f"Delete {name}, now at version {newest.version}?", newest, yes)
-    version = await service.delete(
-        datasette, name, author=Author(actor, "shell"), expected_version=expected
+    version = await service.delete_secret(
+        datasette, name, actor_id=actor, expected_version=expected
     )
     click.echo(f"Deleted {printable(name)}, at version {printable(version)}")
 
@@ -223,8 +218,8 @@ async def restore(datasette: Datasette, name: str, yes: bool, actor: str) -> Non
         click.echo(f"{printable(name)} is not deleted")
         return
     expected = _confirm(f"Restore {name} version {newest.version}?", newest, yes)
-    version = await service.restore(
-        datasette, name, author=Author(actor, "shell"), expected_version=expected
+    version = await service.restore_secret(
+        datasette, name, actor_id=actor, expected_version=expected
     )
     click.echo(f"Restored {printable(name)} version {printable(version)}")
 
@@ -256,7 +251,7 @@ async def rollback(
         datasette,
         name,
         version,
-        author=Author(actor, "shell"),
+        actor_id=actor,
         expected_version=expected,
     )
     click.echo(f"Stored {printable(name)} version {new}, with the value of {version}")
@@ -306,7 +301,7 @@ async def destroy(
         datasette,
         name,
         chosen,
-        author=Author(actor, "shell"),
+        actor_id=actor,
         expected_version=_confirm(question, newest, yes or not chosen),
         vacuum=vacuum,
     )
@@ -329,7 +324,7 @@ def _no_such_version(name: str, what: str = "such version") -> click.ClickExcept
 
 def _require_versions(
     name: str, stored: list[store.Version], versions: tuple[str, ...]
-) -> list[object]:
+) -> list[int]:
     """These versions as they are stored. A damaged row may have text for a number."""
     known = {str(version.version): version.version for version in stored}
     if not known.keys() >= set(versions):
@@ -372,7 +367,7 @@ async def destroy_row(
 
     prompt.confirm(f"Destroy row {row_id} for good?", yes=yes)
     clean_up = await service.destroy_row(
-        datasette, row_id, author=Author(actor, "shell"), vacuum=vacuum
+        datasette, row_id, actor_id=actor, vacuum=vacuum
     )
     click.echo(f"Destroyed row {row_id}")
     output.say_what_remains(clean_up)

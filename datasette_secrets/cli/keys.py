@@ -11,7 +11,6 @@ from .. import upgrade as upgrading
 from ..database import journal_mode
 from ..envelope import generate_master_key
 from ..errors import printable
-from ..events import Author
 from ..instance import get_instance
 from . import arguments, output, prompt
 from .arguments import Command, Misuse
@@ -161,7 +160,7 @@ async def rotate_key(
             skip_unopenable=skip_unopenable,
             batch_size=batch_size or rotation.BATCH_SIZE,
             vacuum=vacuum,
-            author=Author(actor, "shell"),
+            actor_id=actor,
             progress=advance,
         )
     if as_json:
@@ -218,7 +217,7 @@ async def upgrade(
                 datasette,
                 batch_size=batch_size or rotation.BATCH_SIZE,
                 vacuum=vacuum,
-                author=Author(actor, "shell"),
+                actor_id=actor,
                 progress=advance,
             )
     if as_json:

@@ -8,7 +8,6 @@ import click
 
 from .. import changes, checks, listing, serialize, service, store
 from ..errors import DatabaseUnavailable, printable
-from ..events import Author
 from ..instance import get_instance, stop
 from . import arguments, output
 from .arguments import VersionNumber
@@ -94,7 +93,7 @@ async def get(datasette: Datasette, name: str, version: int | None, actor: str) 
     if problem:
         raise click.ClickException(f"No value of {printable(name)}: {problem}")
     try:
-        await service.log_read(datasette, name, version, author=Author(actor, "shell"))
+        await service.log_read(datasette, name, version, actor_id=actor)
     except DatabaseUnavailable as error:
         output.warn(f"This read was not logged. {error}")
 
@@ -113,7 +112,7 @@ async def check(datasette: Datasette, name: str, actor: str) -> None:
         datasette secrets check OPENAI_API_KEY -c datasette.yaml --internal internal.db
     """
 
-    result = await checks.check_stored(datasette, name, author=Author(actor, "shell"))
+    result = await checks.check_stored(datasette, name, actor_id=actor)
     await stop(datasette)
     words, code = _OUTCOMES[result.outcome]
     message = f": {printable(result.message)}" if result.message else ""

@@ -25,6 +25,7 @@ from datasette.utils import BadMetadataError
 
 from .. import database
 from ..errors import SecretsError, printable
+from ..events import via
 from ..instance import get_instance
 from . import interrupt
 from .arguments import GIVEN, Command, Misuse
@@ -123,6 +124,7 @@ class DatabaseCommand(Command):
             os.umask(umask)
 
     async def _run(self, datasette: Datasette, own_options: dict[str, Any]) -> None:
+        via.set("shell")
         run = cast(Callable[..., Coroutine[Any, Any, None]], self.callback)
         await self.check(datasette)
         await run(datasette, **own_options)

@@ -15,7 +15,7 @@ from ..errors import InvalidSecret
 from ..instance import get_instance
 from . import present
 from .answer import Done, as_sentence, change, not_allowed, page, view
-from .request import Body, Refused, author, method, number, secret_name, wants_json
+from .request import Body, Refused, actor_id, method, number, secret_name, wants_json
 from .secrets import describe, expected, history_rows, require, show_secret
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ async def check_page(datasette: Datasette, request: Request) -> Response:
         return await show_secret(datasette, request, name, **what)
 
     async def perform(sent: Body) -> Done:
-        result = await checks.check_stored(datasette, name, author=author(request))
+        result = await checks.check_stored(datasette, name, actor_id=actor_id(request))
         return _done(
             datasette,
             name,
@@ -98,10 +98,10 @@ async def _page(
 async def _delete(
     datasette: Datasette, request: Request, name: str, sent: Body
 ) -> Done:
-    version = await service.delete(
+    version = await service.delete_secret(
         datasette,
         name,
-        author=author(request),
+        actor_id=actor_id(request),
         expected_version=number(sent, "expected_version"),
     )
     return _done(datasette, name, f"Secret {name} deleted", version=version)
@@ -110,10 +110,10 @@ async def _delete(
 async def _restore(
     datasette: Datasette, request: Request, name: str, sent: Body
 ) -> Done:
-    version = await service.restore(
+    version = await service.restore_secret(
         datasette,
         name,
-        author=author(request),
+        actor_id=actor_id(request),
         expected_version=number(sent, "expected_version"),
     )
     return _done(datasette, name, f"Secret {name} restored", version=version)
@@ -129,7 +129,7 @@ async def _roll_back(
         datasette,
         name,
         earlier,
-        author=author(request),
+        actor_id=actor_id(request),
         expected_version=number(sent, "expected_version"),
     )
     message = f"Secret {name} rolled back to version {earlier}, as version {version}"
@@ -151,7 +151,7 @@ async def _destroy(
         raise InvalidSecret(f"{name} has no such version")
     versions = list(dict.fromkeys(stored[str(each)] for each in asked))
     destroyed, cleaned = await service.destroy_versions(
-        datasette, name, versions, author=author(request)
+        datasette, name, versions, actor_id=actor_id(request)
     )
     return _done(
         datasette,

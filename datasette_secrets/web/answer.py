@@ -23,6 +23,7 @@ from ..errors import (
     UnknownMasterKey,
     VersionConflict,
 )
+from ..events import via
 from . import present
 from .request import Body, Refused, method, read_fields, wants_json
 
@@ -72,10 +73,13 @@ def view(*methods: str) -> Callable[[View], View]:
     def decorate(view: View) -> View:
         @functools.wraps(view)
         async def guarded(datasette: Datasette, request: Request) -> Response:
+            token = via.set("api" if wants_json(request) else "page")
             try:
                 response = await _answer(view, methods, datasette, request)
             except Exception as error:  # see the top of this module
                 response = await _error(datasette, request, error)
+            finally:
+                via.reset(token)
             return _uncached(response)
 
         return guarded

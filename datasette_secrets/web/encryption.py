@@ -10,7 +10,7 @@ from .. import health, rotation, serialize, store, upgrade
 from ..errors import MissingExtra
 from ..instance import get_instance
 from .answer import LIST, Done, as_sentence, change, not_allowed, page, view
-from .request import Body, Refused, author, flag, method, wants_json
+from .request import Body, Refused, actor_id, flag, method, wants_json
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -57,7 +57,7 @@ async def _rotate(datasette: Datasette, request: Request, sent: Body) -> Done:
         datasette,
         batch_size=_BATCH_SIZE,
         skip_unopenable=skip_unopenable,
-        author=author(request),
+        actor_id=actor_id(request),
     )
     if report.problems and not report.clean_up:
         raise Refused(
@@ -96,7 +96,7 @@ async def _upgrade(datasette: Datasette, request: Request) -> Done:
     report = await upgrade.upgrade(
         datasette,
         batch_size=_BATCH_SIZE,
-        author=author(request),
+        actor_id=actor_id(request),
     )
     message = f"{health.count_versions(report.changed)} upgraded"
     return _done(datasette, report, message, {"upgraded": report.changed})

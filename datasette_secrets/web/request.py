@@ -16,7 +16,6 @@ from datasette.utils.asgi import PayloadTooLarge, Request
 
 from .. import schema
 from ..errors import InvalidSecret, without_frames
-from ..events import Author
 
 
 class Refused(Exception):
@@ -46,11 +45,6 @@ def wants_json(request: Request) -> bool:
 def actor_id(request: Request) -> str | None:
     actor_id = (request.actor or {}).get("id")
     return str(actor_id) if actor_id else None
-
-
-def author(request: Request) -> Author:
-    """Who makes a change, on a page or through the API."""
-    return Author(actor_id(request), "api" if wants_json(request) else "page")
 
 
 def secret_name(request: Request) -> str:

@@ -42,7 +42,7 @@ from .encryption import to_rewrap
 from .request import (
     Body,
     Refused,
-    author,
+    actor_id,
     flag,
     is_number,
     method,
@@ -367,13 +367,13 @@ async def _add(datasette: Datasette, request: Request, sent: Body) -> Done:
     if sent.is_form and not sent.first("allow_twin"):
         await _check_twin(datasette, name)
     try:
-        version = await service.set_value(
+        version = await service.set_secret(
             datasette,
             name,
             sent.take_value("secret"),
             note=_note(sent),
             renew_by=renew_by(sent),
-            author=author(request),
+            actor_id=actor_id(request),
             expected_version=0,
         )
     except VersionConflict:
@@ -463,18 +463,18 @@ async def _store(datasette: Datasette, request: Request, name: str, sent: Body) 
         if flag(sent, "check"):
             checked = await _check(datasette, request, name, sent, field)
             content |= {"check": checked.outcome, "message": checked.message}
-        version = await service.set_value(
+        version = await service.set_secret(
             datasette,
             name,
             sent.take_value(field),
             note=_note(sent),
             renew_by=await _new_renew_by(datasette, name, sent),
-            author=author(request),
+            actor_id=actor_id(request),
             expected_version=expected_version,
-            checked=checked.outcome if checked else None,
         )
         message = f"Secret {name} {'stored' if version == 1 else 'updated'}"
         if checked:
+            await checks.log(datasette, name, version, checked, actor_id(request))
             message += f". {describe(checked)}"
         warnings = _overridden(datasette, name)
     else:
@@ -500,7 +500,7 @@ async def _check(
         value = Plaintext.parse(sent.take_value(field))
     except InvalidSecret as error:
         raise InvalidSecret(f"The value of {name} cannot be stored: {error}") from None
-    result = await checks.check_new(datasette, name, value, author=author(request))
+    result = await checks.check_new(datasette, name, value, actor_id=actor_id(request))
     if result.outcome == "rejected":
         said = f": {result.message}" if result.message else ""
         raise Refused(
@@ -554,7 +554,7 @@ async def _describe(
             datasette,
             name,
             note,
-            author=author(request),
+            actor_id=actor_id(request),
             expected_version=expected_version,
         )
         message = f"Note updated: {name}"
@@ -563,7 +563,7 @@ async def _describe(
             datasette,
             name,
             date,
-            author=author(request),
+            actor_id=actor_id(request),
             expected_version=expected_version,
         )
         message = message or f"Date updated: {name}"
