@@ -312,7 +312,9 @@ def _change(key_id: str, versions: int) -> Change:
 
 def _rewrap(
     ring: envelope.KeyRing, name: str, version: int, row: store.Row
-) -> envelope.Sealed:
+) -> envelope.Sealed | None:
+    if row.key_id == ring.primary.id and not row.is_legacy:
+        return None  # another rotation was quicker
     wrapped_key = envelope.rewrap(ring, name, version, row)
     return envelope.Sealed(
         envelope.ENVELOPE_VERSION, ring.primary.id, wrapped_key, None

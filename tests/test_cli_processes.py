@@ -6,8 +6,11 @@ import json
 import random
 import shutil
 import signal
+from collections.abc import Iterator
 
 import pytest
+from datasette import hookimpl
+from datasette.plugins import pm
 from support.console import Console, key_id
 from support.servers import Clients, Server
 from support.terminal import Terminal
@@ -56,6 +59,35 @@ def test_every_command_runs_beside_a_server_that_misses_no_read(
     assert old.json("status")["ok"] is True
     used = {each["name"]: each for each in old.json("list")["secrets"]}
     assert used["B"]["last_used_by"] == "reader"
+
+
+def test_a_vacuum_of_another_process_during_a_change_is_no_error(
+    console: Console,
+) -> None:
+    """It moves tables to other pages. Datasette takes those for renamed ones."""
+
+    class Vacuuming:
+        @hookimpl(trylast=True)
+        def write_wrapper(self) -> object:
+            def vacuum(conn: object) -> Iterator[None]:
+                console.sql("vacuum")
+                yield
+
+            return vacuum
+
+    console.sql(*(f"create table {name} (x)" for name in ("dropped", "a", "b")))
+    console.ok("set", "A", input="one")
+    console.sql("drop table dropped")
+    pages = "select name, rootpage from sqlite_master where name in ('a', 'b')"
+    before = console.sql(pages)
+    vacuuming = Vacuuming()
+    pm.register(vacuuming)
+    try:
+        console.ok("set", "A", input="two")
+    finally:
+        pm.unregister(vacuuming)
+    assert dict(before)["a"] == dict(console.sql(pages))["b"]
+    assert console.value("A") == "two"
 
 
 # Many versions

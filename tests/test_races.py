@@ -84,14 +84,16 @@ def quicker(rotating: Datasette, make_datasette: MakeDatasette) -> Datasette:
 
 @pytest.mark.parametrize("new_data_keys", [False, True])
 @pytest.mark.parametrize("of_the_other", [False, True])
-async def test_a_row_that_somebody_else_changed_meanwhile_is_read_and_tried_again(
+async def test_a_row_that_another_rotation_changed_meanwhile_is_read_again(
     rotating: Datasette, quicker: Datasette, new_data_keys: bool, of_the_other: bool
 ) -> None:
     before_the_write(
         rotating, lambda: rotation.rotate(quicker, new_data_keys=of_the_other)
     )
     report = await rotation.rotate(rotating, new_data_keys=new_data_keys)
-    assert (report.complete, report.changed, report.problems) == (True, 3, [])
+    # The other one has wrapped it with the primary key, which needs no second time.
+    changed = 3 if new_data_keys else 0
+    assert (report.complete, report.changed, report.problems) == (True, changed, [])
     assert report.census is not None
     assert report.census.counts == {report.primary: 3}
     assert (await rotation.verify(rotating)).opened == 3
@@ -106,7 +108,7 @@ async def test_a_rotation_that_is_never_quick_enough_ends_and_says_so(
         times=1_000,
     )
     with pytest.raises(DatabaseUnavailable, match="does not hold what was written"):
-        await rotation.rotate(rotating)
+        await rotation.rotate(rotating, new_data_keys=True)
     assert await get_secret(rotating, "B") == "value of B"
 
 

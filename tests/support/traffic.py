@@ -228,6 +228,8 @@ def run(
 async def main() -> None:
     job = json.load(sys.stdin)
     datasette = datasette_on(job["internal"], *job["keys"])
+    if job["do"] == "live":
+        await datasette.invoke_startup()
     report = await DO[job["do"]](datasette, job)
     datasette.close()
     json.dump(report, sys.stdout)
