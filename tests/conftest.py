@@ -58,9 +58,10 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,31 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", f"ignore:{about}:ResourceWarning")
         # And for what is collected when all tests have ended.
         warnings.filterwarnings("ignore", about, ResourceWarning)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    """End the processes of a test that fails. Later tests would be blamed for them."""
+    started: list[subprocess.Popen[Any]] = []
+
+    class Recorded(subprocess.Popen[Any]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", Recorded)
+        try:
+            yield
+        except BaseException:
+            for process in started:
+                process.kill()
+                process.wait(timeout=60)
+                for stream in (process.stdin, process.stdout, process.stderr):
+                    if stream:
+                        with contextlib.suppress(OSError):  # what nobody read
+                            stream.close()
+            raise
 
 
 def pytest_report_header() -> list[str]:
