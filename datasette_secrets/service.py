@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import changes, config, database, envelope, inspection, registry, store
 from .changes import Changing
-from .errors import InvalidSecret, NeedsUpgrade
+from .errors import InvalidSecret, NeedsUpgrade, VersionConflict
 from .events import Change
 from .instance import Instance, get_instance
 
@@ -249,59 +249,47 @@ async def set_secrets(
     return await changes.make(datasette, instance.db, actor_id, insert_secret_versions)
 
 
-async def set_note(
+async def set_details(
     datasette: Datasette,
     name: str,
-    note: str,
+    details: Mapping[str, str | None],
     *,
     actor_id: str | None = None,
     expected_version: int | None = None,
-) -> int:
-    """Change the note of the newest version, whose number is returned.
+    expected: Mapping[str, str | None] | None = None,
+) -> tuple[int, list[str]]:
+    """Change the `note`, the day `renew_by`, or both, of the newest version.
 
-    Raises InvalidSecret, VersionConflict and DatabaseUnavailable.
+    `expected`: what the caller was shown of them. Returns the number of the version, and
+    which of them changed. Raises InvalidSecret, VersionConflict and DatabaseUnavailable.
     """
-    _check_note(note)
-    change = Change("set-note", name)
-    columns = {"note": note}
-    return await _update(datasette, name, change, columns, actor_id, expected_version)
+    _check_note(details.get("note"))
+    _check_renew_by(details.get("renew_by"))
 
-
-async def set_renew_by(
-    datasette: Datasette,
-    name: str,
-    renew_by: str | None,
-    *,
-    actor_id: str | None = None,
-    expected_version: int | None = None,
-) -> int:
-    """Change or clear the day by which to renew the newest version; returns its number.
-
-    Raises InvalidSecret, VersionConflict and DatabaseUnavailable.
-    """
-    _check_renew_by(renew_by)
-    columns = {"renew_by": renew_by}
-    change = Change("set-renew-by", name, detail=columns)
-    return await _update(datasette, name, change, columns, actor_id, expected_version)
-
-
-async def _update(
-    datasette: Datasette,
-    name: str,
-    change: Change,
-    columns: Mapping[str, str | None],
-    actor_id: str | None,
-    expected_version: int | None,
-) -> int:
-    def update_secret(changing: Changing) -> int:
+    def update_secret(changing: Changing) -> tuple[int, list[str]]:
         newest = store.require_newest(changing.conn, name, expected_version)
-        who = {"updated_at": changing.at, "updated_by": changing.actor_id}
-        store.update(changing, newest, {**columns, **who})
-        changing.made.append(change._replace(version=newest.version))
-        return newest.version
+        number, stored = newest.version, newest._asdict()
+        changed = {
+            column: detail
+            for column, detail in details.items()
+            if (detail or None) != (stored[column] or None)
+        }
+        for column in changed:
+            if expected and (expected[column] or None) != (stored[column] or None):
+                at, by = newest.updated_at, newest.updated_by
+                raise VersionConflict(name, number, number, at, by)
+            detail = {column: changed[column]} if column == "renew_by" else None
+            changing.made.append(Change(_ACTIONS[column], name, number, detail))
+        if changed:
+            who = {"updated_at": changing.at, "updated_by": changing.actor_id}
+            store.update(changing, newest, {**changed, **who})
+        return number, list(changed)
 
     db = get_instance(datasette).db
     return await changes.make(datasette, db, actor_id, update_secret)
+
+
+_ACTIONS = {"note": "set-note", "renew_by": "set-renew-by"}
 
 
 async def log_read(

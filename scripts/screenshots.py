@@ -28,7 +28,7 @@ from datasette_secrets import CheckResult, Secret, delete_secret, set_secret
 from datasette_secrets.checks import check_stored
 from datasette_secrets.envelope import generate_master_key
 from datasette_secrets.events import via
-from datasette_secrets.service import destroy_versions, set_renew_by
+from datasette_secrets.service import destroy_versions, set_details
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -172,7 +172,7 @@ async def every_state() -> Scene:
     today = datetime.datetime.now(datetime.timezone.utc).date()
     for name, days in (("STRIPE_SECRET_KEY", 9), ("GITHUB_TOKEN", 120)):
         date = (today + datetime.timedelta(days)).isoformat()
-        await set_renew_by(scene.datasette, name, date, actor_id="17")
+        await set_details(scene.datasette, name, {"renew_by": date}, actor_id="17")
     for name, version, updated, used in (
         ("LEGACY_CRM_TOKEN", 1, 7000, 5500),
         ("OPENAI_API_KEY", 1, 4300, 2200),

@@ -541,7 +541,7 @@ async def test_a_name_that_is_no_text_is_refused_by_every_function(
         lambda: restore_secret(datasette, "\ud800"),
         lambda: service.roll_back(datasette, "\ud800", 1),
         lambda: service.destroy_versions(datasette, "\ud800", [1]),
-        lambda: service.set_note(datasette, "\ud800", "note"),
+        lambda: service.set_details(datasette, "\ud800", {"note": "note"}),
         lambda: listing.find_secret(datasette, "\ud800"),
     ):
         with pytest.raises(InvalidSecret):

@@ -262,7 +262,7 @@ async def test_a_change_whose_rows_are_not_kept_does_not_happen(
         "set": lambda: set_secret(datasette, NAME, VALUE),
         "delete": lambda: delete_secret(datasette, NAME),
         "destroy": lambda: service.destroy_versions(datasette, NAME, [1]),
-        "note": lambda: service.set_note(datasette, NAME, "another"),
+        "note": lambda: service.set_details(datasette, NAME, {"note": "another"}),
         "keep": lambda: set_secret(datasette, NAME, VALUE, keep=2),
     }[action]
     with pytest.raises(DatabaseUnavailable) as raised:
@@ -324,8 +324,10 @@ async def test_a_change_that_is_not_found_where_it_was_written_is_taken_back(
     await db.execute_write_fn(undo, transaction=False)
     actions: dict[str, Callable[[], Awaitable[Any]]] = {
         "set": lambda: set_secret(datasette, NAME, VALUE),
-        "note": lambda: service.set_note(datasette, NAME, "another"),
-        "renew": lambda: service.set_renew_by(datasette, NAME, "2027-01-31"),
+        "note": lambda: service.set_details(datasette, NAME, {"note": "another"}),
+        "renew": lambda: service.set_details(
+            datasette, NAME, {"renew_by": "2027-01-31"}
+        ),
         "delete": lambda: delete_secret(datasette, NAME),
         "restore": lambda: restore_secret(datasette, NAME),
         "roll back": lambda: service.roll_back(datasette, NAME, 1),
@@ -541,7 +543,7 @@ async def test_a_date_that_does_not_exist_is_refused(
     with pytest.raises(InvalidSecret, match="YYYY-MM-DD"):
         await set_secret(datasette, NAME, VALUE, renew_by=date)
     with pytest.raises(InvalidSecret, match="YYYY-MM-DD"):
-        await service.set_renew_by(datasette, NAME, date)
+        await service.set_details(datasette, NAME, {"renew_by": date})
     assert await get_secret(datasette, NAME) == VALUE
 
 
@@ -553,9 +555,11 @@ async def test_a_new_value_without_a_date_has_none(
     await set_secret(datasette, NAME, VALUE)
     dates = [version.renew_by for version in await store.history(db, NAME)]
     assert dates == [None, "2027-01-31"]
-    await service.set_renew_by(datasette, NAME, "2028-02-29", actor_id="ann")
+    await service.set_details(
+        datasette, NAME, {"renew_by": "2028-02-29"}, actor_id="ann"
+    )
     assert (await store.history(db, NAME))[0].renew_by == "2028-02-29"
-    await service.set_renew_by(datasette, NAME, None)
+    await service.set_details(datasette, NAME, {"renew_by": None})
     assert (await store.history(db, NAME))[0].renew_by is None
     assert [row["detail"] for row in log(internal)[2:]] == [
         {"renew_by": "2028-02-29"},

@@ -213,7 +213,7 @@ class Secrets(RuleBasedStateMachine):
 
     @rule(name=names, note=notes.filter(lambda note: note is not None))
     def change_note(self, name: str, note: str) -> None:
-        call = service.set_note(self.datasette, name, note)
+        call = service.set_details(self.datasette, name, {"note": note})
         if not self.model[name].values:
             self.refuses(call, InvalidSecret)
         else:

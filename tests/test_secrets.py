@@ -255,10 +255,12 @@ async def test_a_stale_expected_version_is_refused_with_who_and_when(
         lambda: delete_secret(datasette, NAME, expected_version=1),
         lambda: restore_secret(datasette, NAME, expected_version=1),
         lambda: service.roll_back(datasette, NAME, 1, expected_version=1),
-        lambda: service.set_note(datasette, NAME, "new", expected_version=1),
+        lambda: service.set_details(
+            datasette, NAME, {"note": "new"}, expected_version=1
+        ),
     ):
         with pytest.raises(VersionConflict, match="ann") as caught:
-            await change()  # type: ignore[no-untyped-call]
+            await change()
         assert (caught.value.expected, caught.value.actual) == (1, 2)
         assert caught.value.updated_at
     assert await get_secret(datasette, NAME) == "second"

@@ -100,7 +100,9 @@ async def note(datasette: Datasette, name: str, text: str, actor: str) -> None:
             --internal internal.db
     """
 
-    version = await service.set_note(datasette, name, text, actor_id=actor)
+    version, _ = await service.set_details(
+        datasette, name, {"note": text}, actor_id=actor
+    )
     click.echo(f"Changed the note of {printable(name)} version {printable(version)}")
 
 
@@ -120,7 +122,9 @@ async def renew(datasette: Datasette, name: str, date: str, actor: str) -> None:
             --internal internal.db
     """
 
-    version = await service.set_renew_by(datasette, name, date or None, actor_id=actor)
+    version, _ = await service.set_details(
+        datasette, name, {"renew_by": date or None}, actor_id=actor
+    )
     said = f"is to be renewed by {date}" if date else "has no date to renew it by"
     click.echo(f"{printable(name)} version {printable(version)} {said}")
 

@@ -548,26 +548,19 @@ async def _describe(
     listed = await listing.find_secret(datasette, name)
     if listed is None or listed.newest is None:
         raise InvalidSecret(f"{name} needs a value: none is stored yet")
-    version, message = listed.newest.version, ""
-    if note is not None and not (sent.is_form and note == (listed.newest.note or "")):
-        version = await service.set_note(
-            datasette,
-            name,
-            note,
-            actor_id=actor_id(request),
-            expected_version=expected_version,
-        )
-        message = f"Note updated: {name}"
-    if dated and date != listed.newest.renew_by:
-        version = await service.set_renew_by(
-            datasette,
-            name,
-            date,
-            actor_id=actor_id(request),
-            expected_version=expected_version,
-        )
-        message = message or f"Date updated: {name}"
-    return version, message or "Nothing to save: enter a value or change the note"
+    details = {} if note is None else {"note": note}
+    if dated:
+        details["renew_by"] = date
+    version, changed = await service.set_details(
+        datasette,
+        name,
+        details,
+        actor_id=actor_id(request),
+        expected_version=expected_version,
+    )
+    if not changed:
+        return version, "Nothing to save: enter a value or change the note"
+    return version, f"{'Note' if 'note' in changed else 'Date'} updated: {name}"
 
 
 def _note(sent: Body) -> Any:
