@@ -163,9 +163,12 @@ def register_events() -> Any:
 
 
 @hookimpl(tryfirst=True)
-def register_output_renderer() -> None:
+def register_output_renderer(datasette: Datasette) -> None:
     """No renderer: it is the first hook that Datasette calls for each new instance."""
+    from .database import create_private
+
     registry.register_late_hooks(pm)
+    create_private(datasette.get_internal_database())
 
 
 @hookimpl

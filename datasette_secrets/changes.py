@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from . import database, inspection, schema
+from . import config, database, fernet, inspection, schema
+from .errors import NeedsUpgrade
 from .events import Change, via
 
 if TYPE_CHECKING:
@@ -132,10 +133,12 @@ async def make(
     `migrates`: it sees to the migration itself. Raises what `change` raises, NeedsUpgrade
     for a table of 0.x, and DatabaseUnavailable; nothing is then changed.
     """
-    if migrates:
-        await inspection.require_own(db)
-    else:
-        await inspection.prepare(db)
+    try:
+        await (inspection.require_own(db) if migrates else inspection.prepare(db))
+    except NeedsUpgrade as error:
+        is_configured = config.load(datasette).ring is not None
+        way_out = fernet.way_out(is_configured=is_configured)
+        raise NeedsUpgrade(error.name, error.version, way_out) from None
     who = str(actor_id) if actor_id else None
     door = via.get()  # the transaction runs in another thread
 

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -80,7 +80,7 @@ async def write(db: Database, fn: Callable[..., T]) -> T:
     """
     if not db.is_mutable:
         raise DatabaseUnavailable(f"The database {_describe(db)} is immutable")
-    require_same_file(db)
+    require_same_file(db, at_once=True)
 
     @wraps(fn)
     def in_transaction(
@@ -117,25 +117,45 @@ _files: weakref.WeakKeyDictionary[Database, tuple[float, tuple[int, int]]] = (
 )
 
 
-def require_same_file(db: Database) -> None:
-    """Raises DatabaseUnavailable where another file has taken the place of the open one.
+def require_same_file(db: Database, *, at_once: bool = False) -> None:
+    """Raises DatabaseUnavailable where the file of the open database is another, or gone.
 
-    Datasette's connections stay on the old file. Looks once a second.
+    Datasette's connections stay on the old file. Looks once a second, or `at_once`.
     """
     now = time.monotonic()
     looked_at, known = _files.get(db, (0.0, None))
-    if db.is_memory or not db.path or (known and now < looked_at + 1):
+    if db.is_memory or not db.path or (known and not at_once and now < looked_at + 1):
         return
-    try:
+    identity = None
+    with suppress(OSError):
         found = os.stat(db.path)
-    except OSError:  # there is no file yet, or not now
-        return
-    identity = (found.st_dev, found.st_ino)
+        identity = (found.st_dev, found.st_ino)
     if known and identity != known:
         raise DatabaseUnavailable(
-            f"The database {_describe(db)} was replaced; restart Datasette"
+            f"The database {_describe(db)} was replaced or deleted; restart Datasette"
         )
-    _files[db] = (now, identity)
+    if identity:  # else the first connection is about to make the file
+        _files[db] = (now, identity)
+
+
+def create_private(db: Database) -> None:
+    """Create the file of a database that does not exist yet, with mode 0600.
+
+    Datasette would give it the mode of any file.
+    """
+    if db.path and not db.is_memory and ":memory:" not in db.path:
+        with suppress(OSError):
+            os.close(os.open(db.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def make_private(conn: sqlite3.Connection) -> None:
+    """Give a database in which there is nothing yet mode 0600, if others can read it."""
+    path = conn.execute("pragma database_list").fetchall()[0][2]
+    is_empty = not conn.execute("select 1 from sqlite_master limit 1").fetchall()
+    for name in (path, f"{path}-wal", f"{path}-shm") if path and is_empty else ():
+        with suppress(OSError):
+            if os.stat(name).st_mode & 0o007:
+                os.chmod(name, 0o600)
 
 
 @contextmanager

@@ -68,12 +68,17 @@ class NeedsUpgrade(SecretsError):
 
     code = "needs-upgrade"
 
-    def __init__(self, name: str, version: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        way_out: str = "run 'datasette secrets upgrade'",
+    ) -> None:
         self.name = name
         self.version = version
         super().__init__(
-            f"{name} version {version} was stored by datasette-secrets 0.x and does not "
-            "open until it is brought in: run 'datasette secrets upgrade'"
+            f"{name} version {version} was stored by datasette-secrets 0.x and cannot be "
+            f"read until it is upgraded: {way_out}"
         )
 
 

@@ -21,6 +21,17 @@ def require_fernet() -> None:
         raise MissingExtra from None
 
 
+def way_out(*, is_configured: bool) -> str:
+    """What to do so that what 0.x stored is upgraded here."""
+    if not is_configured:
+        return "configure a master key and restart"
+    try:
+        require_fernet()
+    except MissingExtra:
+        return "install 'datasette-secrets[fernet]' and restart"
+    return "run 'datasette secrets upgrade'"
+
+
 def decrypt(master_key: bytes, token: bytes | str) -> bytes:
     """The value in a token of 0.x.
 

@@ -77,16 +77,21 @@ async def start(datasette: Datasette) -> None:
     except DatabaseUnavailable as error:  # what stands there is not read
         _say(f"{error}; secrets can be read, and not changed")
         found = Health([], await _warnings(datasette, instance), [])
+        dates = []
     else:
         if reason := await _prepare(datasette, instance):
             _say(f"{reason}; secrets can be read, and not changed")
         try:
             found = await examine(datasette)
+            dates = [remark.message for remark in await due(datasette)]
         except DatabaseUnavailable as error:
             _say(str(error))
             return
     for sentence in found.notices:
         _say(sentence)
+    if dates:
+        more = f", and {len(dates) - _NAMED_MAX:,} more" * (len(dates) > _NAMED_MAX)
+        _say("; ".join(dates[:_NAMED_MAX]) + more)
     for remark in (*found.problems, *found.warnings):
         _say(remark.message)
     # A large table takes a while. Datasettes before 1.0a41 have no background to do it in.
@@ -209,33 +214,20 @@ async def _needs_upgrade(instance: Instance, census: rotation.Census) -> Remark:
     more = census.legacy - len(rows)
     if more > 0:
         named += f" and {more:,} more"
-    lacking = _lacking(instance) if await schema.is_of_zero(instance.db) else None
-    if lacking is None:
+    if await schema.is_of_zero(instance.db):
+        is_configured = instance.settings.ring is not None
+        way_out = fernet.way_out(is_configured=is_configured)
+    else:
         way_out = (
             "add the key that they were stored with to encryption-key, and run "
             "'datasette secrets upgrade'"
         )
-    elif lacking:
-        way_out = f"the first start of a server that has {lacking} upgrades them"
-    else:
-        way_out = "start the server again, or run 'datasette secrets upgrade'"
     was = "was" if census.legacy == 1 else "were"
     return Remark(
         "needs-upgrade",
         f"{count_versions(census.legacy)} {was} stored by datasette-secrets 0.x and "
         f"cannot be read until upgraded ({named}): {way_out}",
     )
-
-
-def _lacking(instance: Instance) -> str:
-    """What a start needs to upgrade a table of 0.x, and does not have."""
-    if instance.settings.ring is None:
-        return "a master key"
-    try:
-        fernet.require_fernet()
-    except MissingExtra:
-        return "the package cryptography (install 'datasette-secrets[fernet]')"
-    return ""
 
 
 async def _overridden(instance: Instance) -> list[Remark]:
@@ -263,8 +255,8 @@ async def due(datasette: Datasette, days: int | None = None) -> list[Remark]:
     days = listing.DUE_DAYS if days is None else days
     return [
         Remark("due", f"{each.name} has to be renewed by {each.newest.renew_by}")
-        for each in await listing.list_secrets(datasette)
-        if each.newest and listing.is_due(each, days)
+        for each in await listing.list_due(datasette, days)
+        if each.newest
     ]
 
 

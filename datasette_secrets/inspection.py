@@ -1,8 +1,8 @@
-"""The one check of the whole tables: their schema, their index, their rows.
+"""The one check of both tables: their schema, their index, their rows.
 
-Whoever can write to the database can also change its schema or damage an index. What is
-found here is named, with the command that helps, and every change is refused until it has
-been dealt with. `get_secret` goes on. Nothing else in this package defends against it.
+Whoever can write to the database can also change its schema or damage an index. This names
+what is wrong and the command that helps. Every change is refused until it is dealt with;
+`get_secret` goes on. Nothing else in this package defends against it.
 """
 
 from __future__ import annotations
@@ -13,26 +13,34 @@ import shlex
 import sqlite3
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import schema
 from .database import read
 from .errors import DatabaseUnavailable
-from .schema import TABLE, TABLES
+from .schema import INDEX, LOG, LOG_INDEX, TABLE, TABLES
 
 if TYPE_CHECKING:
     from datasette.database import Database
 
+MADE_BY_OTHERS = "made-by-others"
+DAMAGED = "damaged"
 
 # Earlier releases of SQLite check the whole file or nothing.
 _CHECKS_ONE_TABLE = (3, 33)
 
-
-MADE_BY_OTHERS = "made-by-others"
-
-
-DAMAGED = "damaged"
+_NAMES = frozenset(name.encode() for name in (TABLE, LOG, INDEX, LOG_INDEX))
+_TOKEN = re.compile(
+    rb"""\s+ | --[^\n]* | /\*.*?(?:\*/|\Z)
+    | (?P<quoted> "(?:[^"]|"")*" | \[[^\]]*\] | `(?:[^`]|``)*` )
+    | (?P<token> '(?:[^']|'')*' | [\w$]+ | . )""",
+    re.VERBOSE | re.DOTALL,
+)
+# In quotes these mean something else: `"primary" "key"` is a type.
+_KEYWORDS = frozenset(
+    b"blob create default index integer key not null on primary table text unique".split()
+)
 
 
 class Finding(NamedTuple):
@@ -44,7 +52,7 @@ class Finding(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        return f"{self.message}: {self.remedy}"
+        return f"{self.message}; {self.remedy}"
 
 
 class _Entry(NamedTuple):
@@ -54,58 +62,42 @@ class _Entry(NamedTuple):
     name: bytes
     table: bytes
     tokens: tuple[bytes, ...]
+    is_text: bool = True
 
+    @property
+    def is_about_secrets(self) -> bool:
+        """Whether its SQL names one of our tables or indexes, quoted in any way."""
+        names = [token.strip(b"\"'`[]") for token in self.tokens]
+        if names[:2] == [b"create", b"table"]:
+            # Another table can only refer to ours, which changes nothing here.
+            names = names[2:3]
+        return not _NAMES.isdisjoint(names)
 
-_TOKEN = re.compile(
-    rb"""\s+ | --[^\n]* | /\*.*?(?:\*/|\Z)
-    | (?P<quoted> "(?:[^"]|"")*" | \[[^\]]*\] | `(?:[^`]|``)*` )
-    | (?P<token> '(?:[^']|'')*' | [\w$]+ | . )""",
-    re.VERBOSE | re.DOTALL,
-)
+    @property
+    def has_name_of_table(self) -> bool:
+        is_table = self.type.lower() in (b"table", b"view")
+        return is_table and self.name.decode("utf-8", "replace").lower() in TABLES
 
 
 @functools.lru_cache(maxsize=100)
 def _tokens(sql: bytes) -> tuple[bytes, ...]:
     """The tokens of a statement, whatever its white space, case and quoting."""
-    names = _names()
     tokens = []
     for match in _TOKEN.finditer(sql):
-        if match["quoted"]:
-            quoted = match["quoted"].lower()
-            # What stands in quotes is not always a name: `"primary" "key"` is a type.
-            tokens.append(quoted[1:-1] if quoted[1:-1] in names else quoted)
-        elif match["token"]:
-            tokens.append(match["token"].lower())
+        token = (match["quoted"] or match["token"] or b"").lower()
+        name = token[1:-1] if match["quoted"] else b""
+        is_name = re.fullmatch(rb"\w+", name) and name not in _KEYWORDS
+        if token:
+            tokens.append(name if is_name else token)
     return tuple(tokens)
-
-
-@functools.cache
-def _names() -> frozenset[bytes]:
-    """The tables, their columns and their indexes, as they are made here."""
-    with _as_made_here() as conn:
-        columns = conn.execute(
-            "select name from sqlite_master union "
-            "select info.name from sqlite_master as made, pragma_table_info(made.name) as info"
-        ).fetchall()
-    return frozenset(name.encode() for (name,) in columns)
-
-
-@contextmanager
-def _as_made_here() -> Iterator[sqlite3.Connection]:
-    """A database with the tables as this version makes them."""
-    conn = sqlite3.connect(":memory:", isolation_level=None)
-    try:
-        schema.apply_migrations(conn)
-        yield conn
-    finally:
-        conn.close()
 
 
 @functools.cache
 def _own_entries() -> frozenset[_Entry]:
     """What this plugin makes, and what releases of 0.x have made."""
-    with _as_made_here() as conn:
-        entries = {entry for entry, _ in _entries(conn)}
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as conn:
+        schema.apply_migrations(conn)
+        entries = set(_entries(conn))
     [table] = [entry for entry in entries if entry.name == TABLE.encode()]
     added = sum((_tokens(f", {' '.join(pair)}".encode()) for pair in schema.ADDED), ())
     before = (*table.tokens[: -len(added) - 1], b")")
@@ -117,74 +109,73 @@ def _own_entries() -> frozenset[_Entry]:
     return frozenset(entries)
 
 
-def _entries(conn: sqlite3.Connection) -> list[tuple[_Entry, bool]]:
-    """Every entry whose SQL names our tables, and whether all of it is text."""
+def _entries(conn: sqlite3.Connection) -> list[_Entry]:
+    """Every entry of the schema that is about our tables."""
     text_factory, conn.text_factory = conn.text_factory, bytes
     try:
         rows = conn.execute(
-            """select type, name, tbl_name, cast(sql as text), typeof(type) = 'text'
-                and typeof(name) = 'text' and typeof(tbl_name) = 'text'
-                and typeof(sql) = 'text'
+            """select cast(ifnull(type, '') as text), cast(ifnull(name, '') as text),
+                cast(ifnull(tbl_name, '') as text), cast(sql as text),
+                typeof(type) = 'text' and typeof(name) = 'text'
+                and typeof(tbl_name) = 'text' and typeof(sql) = 'text'
             from sqlite_master
             where instr(lower(cast(sql as text)), :table) order by rowid""",
             {"table": TABLE},
         ).fetchall()
     finally:
         conn.text_factory = text_factory
-    return [
-        (
-            _Entry(_bytes(type_), _bytes(name), _bytes(table), _tokens(sql)),
-            bool(is_text),
-        )
+    entries = (
+        _Entry(type_, name, table, _tokens(sql), bool(is_text))
         for type_, name, table, sql, is_text in map(tuple, rows)
+    )
+    return [entry for entry in entries if entry.is_about_secrets]
+
+
+def _foreign(conn: sqlite3.Connection, entries: list[_Entry]) -> Iterator[Finding]:
+    """What of the schema neither this plugin nor a release of 0.x made.
+
+    Raises DatabaseUnavailable where that is a table of our name, which must not be read.
+    """
+    foreign = [entry for entry in entries if entry not in _own_entries()]
+    named = {entry.name for entry in entries}
+    foreign += [
+        _Entry(b"hidden trigger", name.encode(), b"", ())
+        for name in sorted(_triggers(conn, _own_tables(entries)))
+        if name.encode() not in named
     ]
-
-
-def _bytes(cell: object) -> bytes:
-    return cell if isinstance(cell, bytes) else str(cell).encode()
-
-
-def _foreign(conn: sqlite3.Connection) -> Iterator[Finding]:
-    """What of the schema neither this plugin nor a release of 0.x made."""
-    seen = set()
-    entries = _entries(conn)
-    for entry, is_text in entries:
-        if entry not in _own_entries() or not is_text or entry.name in seen:
-            yield _foreign_entry(conn, entry)
-        seen.add(entry.name)
-    for name in sorted(_triggers(conn, _own_tables(entries))):
-        entry = _Entry(b"hidden trigger", name.encode(), b"", ())
-        if entry.name not in seen:
-            yield _foreign_entry(conn, entry)
+    for entry in foreign:
+        finding = _foreign_entry(conn, entry)
+        if entry.has_name_of_table:
+            raise DatabaseUnavailable(finding.sentence)
+        yield finding
 
 
 def _foreign_entry(conn: sqlite3.Connection, entry: _Entry) -> Finding:
     name, type_ = (each.decode("utf-8", "replace") for each in (entry.name, entry.type))
-    message = f"The {type_} '{name}' is not one that this plugin makes"
-    if name.lower() in TABLES:
-        remedy = (
-            "restore the database from a backup, or rename what stands there if it is "
-            "something else"
-        )
+    message = f"The {type_} '{name}' was not made by this plugin"
+    if entry.has_name_of_table:
+        remedy = "restore the database from a backup, or rename it if somebody needs it"
         return Finding(MADE_BY_OTHERS, message, remedy)
-    quoted = name.replace('"', '""')
-    remedy = _sqlite3(conn, f'drop {type_} "{quoted}"')
-    if entry.type not in (b"index", b"table", b"trigger", b"view"):
+    if type_ in ("index", "trigger", "view"):
+        quoted = name.replace('"', '""')
+        statement = f'drop {type_} "{quoted}"'
+        remedy = f"remove it: {_sqlite3(conn, statement)}"
+    elif type_ == "table":
+        remedy = f"it can show the rows of {TABLE}, so make it again without that name"
+    else:
         remedy = "it cannot be dropped, so restore the database from a backup"
-    message += ", and can hide, undo, forge or copy what is stored"
+    message += " and can hide, undo, forge or copy what is stored"
     return Finding(MADE_BY_OTHERS, message, remedy)
 
 
 def _sqlite3(conn: sqlite3.Connection, statement: str) -> str:
     path = conn.execute("pragma database_list").fetchall()[0][2]
-    return f"run: sqlite3 {shlex.quote(path or 'FILE')} {shlex.quote(statement)}"
+    return f"sqlite3 {shlex.quote(path or 'FILE')} {shlex.quote(statement)}"
 
 
-def _own_tables(entries: list[tuple[_Entry, bool]]) -> list[str]:
+def _own_tables(entries: list[_Entry]) -> list[str]:
     """Those of our tables that are there, and are as we make them."""
-    own = {
-        entry[:2] for entry, is_text in entries if is_text and entry in _own_entries()
-    }
+    own = {entry[:2] for entry in entries if entry in _own_entries()}
     return [table for table in TABLES if (b"table", table.encode()) in own]
 
 
@@ -215,36 +206,32 @@ def _triggers(conn: sqlite3.Connection, tables: list[str]) -> set[str]:
     return found
 
 
-def _damaged(conn: sqlite3.Connection) -> Iterator[Finding]:
+def _damaged(conn: sqlite3.Connection, tables: list[str]) -> list[Finding]:
     """What SQLite finds wrong with the tables and their indexes, and with their ids."""
-    tables = _own_tables(_entries(conn))
     if TABLE not in tables:
-        return
+        return []
     remedy = (
-        f"{_sqlite3(conn, f'reindex {TABLE}')}, and restore the database from a backup if "
-        "this is then still said"
+        f"repair it: {_sqlite3(conn, f'reindex {TABLE}')}, and if that does not help, "
+        "restore the database from a backup"
     )
     if sqlite3.sqlite_version_info < _CHECKS_ONE_TABLE:
         tables = ["1"]
     for table in tables:
-        said = conn.execute(f"pragma integrity_check({table})").fetchall()[0][0]
-        if said != "ok":
+        answer = conn.execute(f"pragma integrity_check({table})").fetchall()[0][0]
+        if answer != "ok":
             message = (
                 f"The table {TABLE} or its index is damaged, so that a read can miss the "
-                f"newest version (SQLite says: {str(said).splitlines()[-1]})"
+                f"newest version (SQLite says: {str(answer).splitlines()[-1]})"
             )
-            yield Finding(DAMAGED, message, remedy)
-            return
+            return [Finding(DAMAGED, message, remedy)]
     [(counted, found)] = conn.execute(
         f"""select (select count(*) from {TABLE}),
         (select count(*) from {TABLE} not indexed where typeof(id) = 'integer')"""  # noqa: S608
     ).fetchall()
-    if counted != found:
-        message = (
-            f"The table {TABLE} has {counted:,} rows, of which {found:,} are found by "
-            "their ids"
-        )
-        yield Finding(DAMAGED, message, remedy)
+    if counted == found:
+        return []
+    message = f"The table {TABLE} has {counted:,} rows, of which {found:,} are found by their ids"
+    return [Finding(DAMAGED, message, remedy)]
 
 
 _found: weakref.WeakKeyDictionary[Database, list[Finding]] = weakref.WeakKeyDictionary()
@@ -262,25 +249,15 @@ async def inspect(db: Database) -> list[Finding]:
         if begins:
             conn.execute("begin")
         try:
-            return [*_foreign(conn), *_damaged(conn)]
+            entries = _entries(conn)
+            tables = _own_tables(entries)
+            return [*_foreign(conn, entries), *_damaged(conn, tables)]
         finally:
             if begins:
                 conn.execute("rollback")
 
     _found[db] = findings = await read(db, inspect_secrets_tables)
-    for finding in findings:
-        if f"'{TABLE}' is not" in finding.message:
-            raise DatabaseUnavailable(finding.sentence)
     return findings
-
-
-async def inspect_schema(db: Database) -> list[Finding]:
-    """Check the schema alone, which takes no time. Raises DatabaseUnavailable."""
-
-    def inspect_secrets_schema(conn: sqlite3.Connection) -> list[Finding]:
-        return list(_foreign(conn))
-
-    return await read(db, inspect_secrets_schema)
 
 
 async def current_findings(db: Database) -> list[Finding]:
@@ -288,17 +265,21 @@ async def current_findings(db: Database) -> list[Finding]:
 
     Raises as `inspect` does.
     """
-    return await (inspect(db) if _found.get(db) else inspect_schema(db))
+
+    def inspect_secrets_schema(conn: sqlite3.Connection) -> list[Finding]:
+        return list(_foreign(conn, _entries(conn)))
+
+    return await (inspect(db) if _found.get(db) else read(db, inspect_secrets_schema))
 
 
 def require_own_schema(conn: sqlite3.Connection) -> None:
     """Raises DatabaseUnavailable where the schema is not ours, so that nothing is written."""
-    _refuse(list(_foreign(conn)))
+    _refuse(list(_foreign(conn, _entries(conn))))
 
 
 async def require_own(db: Database) -> None:
-    """Raises DatabaseUnavailable where `inspect_schema` finds anything."""
-    _refuse(await inspect_schema(db))
+    """The same, as a read by itself."""
+    await read(db, require_own_schema)
 
 
 async def require_sound(db: Database) -> None:
@@ -314,18 +295,16 @@ def _refuse(findings: list[Finding]) -> None:
 
 
 async def prepare(
-    db: Database,
-    *,
-    migrate: Callable[[Database], Awaitable[None]] = schema.ensure_migrated,
+    db: Database, *, migrate: Callable[[Database], Awaitable[None]] | None = None
 ) -> None:
     """Migrate and check the tables before the first change in the life of this process.
 
-    `migrate`: what does it. What was found is looked for again before each change, until it has been dealt with.
-    Raises DatabaseUnavailable.
+    What was found is looked for again before each change, until it has been dealt with.
+    `migrate`: what migrates, if not `schema.ensure_migrated`. Raises DatabaseUnavailable.
     """
     is_sound = _found.get(db) == []
     if not is_sound:
         await require_own(db)
-    await migrate(db)
+    await (migrate or schema.ensure_migrated)(db)
     if not is_sound:
         await require_sound(db)

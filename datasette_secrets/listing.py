@@ -209,6 +209,16 @@ def is_due(listed: Listed, days: int = DUE_DAYS) -> bool:
     return str(renew_by) <= (today + datetime.timedelta(days)).isoformat()
 
 
+async def list_due(datasette: Datasette, days: int = DUE_DAYS) -> list[Listed]:
+    """The secrets that have to be renewed within so many days, by name as code points.
+
+    Looks at no plugin. Raises DatabaseUnavailable.
+    """
+    instance = get_instance(datasette)
+    names = sorted(await store.names(instance.db, with_date=True))
+    return [each for each in await _rows(instance, {}, names) if is_due(each, days)]
+
+
 async def case_twin(datasette: Datasette, name: str) -> str | None:
     """Another secret's name that differs from this one in nothing but case.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import sqlite_utils
 
-from .database import read, write
+from .database import make_private, read, write
 from .errors import NeedsUpgrade
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ LOG = f"{TABLE}_log"
 TABLES = (TABLE, LOG)
 
 
-_LOG_INDEX = f"{LOG}_name_id"
+LOG_INDEX = f"{LOG}_name_id"
 
 
 ADDED = (
@@ -90,7 +90,7 @@ def _create_tables(db: sqlite_utils.Database) -> None:
             detail text
         )"""
     )
-    db.execute(f"create index if not exists {_LOG_INDEX} on {LOG} (name, id)")
+    db.execute(f"create index if not exists {LOG_INDEX} on {LOG} (name, id)")
 
 
 @migrations(name="0002_unique_versions")
@@ -177,7 +177,7 @@ def _is_complete(conn: sqlite3.Connection) -> bool:
         for row in conn.execute(f"pragma index_list({table})").fetchall()
     }
     added = {column for column, _ in ADDED}
-    return added <= _columns(conn) and {INDEX, _LOG_INDEX} <= indexes
+    return added <= _columns(conn) and {INDEX, LOG_INDEX} <= indexes
 
 
 async def migrate(db: Database, *, of_zero: bool = False) -> None:
@@ -191,6 +191,7 @@ async def migrate(db: Database, *, of_zero: bool = False) -> None:
         value = None if of_zero else value_of_zero(conn)
         if value is not None:
             raise NeedsUpgrade(*value)
+        make_private(conn)
         apply_migrations(conn)
 
     await write(db, migrate_secrets_table)

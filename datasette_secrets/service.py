@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import changes, config, database, envelope, inspection, registry, store
+from . import changes, config, database, envelope, fernet, inspection, registry, store
 from .changes import Changing
 from .errors import InvalidSecret, NeedsUpgrade, VersionConflict
 from .events import Change
@@ -56,7 +56,7 @@ async def get_secret(
     if row is None or row.deleted_at is not None or row.is_destroyed:
         return None
     if row.is_legacy:
-        raise NeedsUpgrade(secret_name, row.version)
+        raise _needs_upgrade(instance, row)
     ring = instance.settings.require_ring()
     user = str(actor_id) if actor_id else None
     if not instance.last_used.is_recorded(row, user):
@@ -80,11 +80,17 @@ async def get_version(
 
     row = await database.read(instance.db, find_secret_version)
     if row.is_legacy:
-        raise NeedsUpgrade(name, version)
+        raise _needs_upgrade(instance, row)
     ring = instance.settings.require_ring()
     envelope.unseal(ring, name, version, row)
     await instance.last_used.record(row, str(actor_id) if actor_id else None)
     return envelope.unseal(ring, name, version, row)
+
+
+def _needs_upgrade(instance: Instance, row: store.Row) -> NeedsUpgrade:
+    is_configured = instance.settings.ring is not None
+    way_out = fernet.way_out(is_configured=is_configured)
+    return NeedsUpgrade(row.name, row.version, way_out)
 
 
 async def set_secret(
@@ -328,7 +334,7 @@ async def roll_back(
     def roll_back_secret(changing: Changing) -> int:
         row = store.find_version(changing.conn, name, version)
         if row.is_legacy:
-            raise NeedsUpgrade(name, version)
+            raise _needs_upgrade(instance, row)
         new_version = store.insert_version(
             changing,
             name,

@@ -340,9 +340,14 @@ async def history(db: Database, name: str) -> list[Version]:
     return [_version(row) for row in await _fetch(db, sql, {"name": name})]
 
 
-async def names(db: Database) -> set[str]:
-    """Every name under which something is stored. Raises DatabaseUnavailable."""
+async def names(db: Database, *, with_date: bool = False) -> set[str]:
+    """Every name under which something is stored, or a version with a date to renew it.
+
+    Raises DatabaseUnavailable.
+    """
     sql = f"select distinct name from {TABLE} where typeof(name) = 'text'"  # noqa: S608
+    if with_date:
+        sql += " and renew_by is not null"
     return {name for (name,) in await _fetch(db, sql, {})}
 
 

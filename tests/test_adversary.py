@@ -66,7 +66,7 @@ def test_a_changed_schema_is_named_and_every_change_is_refused(
     adversary.SCHEMA[name](str(filled.internal))
     for command in ("status", "verify"):
         said = said_by(filled, command)
-        assert "is not one that this plugin makes" in said
+        assert "was not made by this plugin" in said
     with closing(sqlite3.connect(filled.internal)) as conn:
         before = list(conn.iterdump())
     for arguments in (
@@ -91,7 +91,6 @@ def test_a_changed_schema_is_named_and_every_change_is_refused(
         "view",
         "partial index",
         "one more index",
-        "foreign key",
     ],
 )
 def test_the_command_that_is_named_helps(filled: Console, name: str) -> None:
@@ -118,7 +117,7 @@ def test_somebody_elses_table_is_refused_before_anything_is_written(
         ("upgrade", "--yes"),
     ):
         said = console.refused(*arguments, input="a value")
-        assert "'datasette_secrets' is not one that this plugin makes" in said
+        assert "'datasette_secrets' was not made by this plugin" in said
     assert console.internal.read_bytes() == before
 
 
@@ -193,6 +192,22 @@ def test_a_damaged_index_is_named_by_status_and_verify_and_reindex_helps(
 
 
 # No false alarm.
+
+
+@pytest.mark.parametrize("name", adversary.UNRELATED)
+def test_what_only_looks_like_ours_raises_no_alarm(filled: Console, name: str) -> None:
+    adversary.UNRELATED[name](str(filled.internal))
+    said_by(filled, "set", "ONE", "--value-file", __file__, code=0)
+    for command in ("status", "verify"):
+        said_by(filled, command, code=0)
+
+
+@pytest.mark.parametrize("name", adversary.SCHEMA)
+def test_no_remedy_drops_a_table(filled: Console, name: str) -> None:
+    adversary.SCHEMA[name](str(filled.internal))
+    said = filled.run("status").output
+    assert "was not made by this plugin" in said
+    assert "drop table" not in said
 
 
 @pytest.mark.parametrize("journal", JOURNALS)

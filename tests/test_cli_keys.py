@@ -149,7 +149,7 @@ def test_a_rotation_that_is_not_complete_says_why(old: Console) -> None:
     for arguments in (("rotate-key",), ("rotate-key", "--json")):
         result = old.run(*arguments)
         assert result.exit_code == 1
-        assert "The trigger 'undo' is not one that this plugin makes" in result.stderr
+        assert "The trigger 'undo' was not made by this plugin" in result.stderr
     assert keys_of_rows(old) == {OLD_ID}
 
 
@@ -375,7 +375,7 @@ def test_a_table_whose_ids_are_no_numbers_is_refused_and_ends_no_loop(
         )
     result = old.run(command)
     assert result.exit_code == 1
-    assert "is not one that this plugin makes" in result.output
+    assert "was not made by this plugin" in result.output
 
 
 def test_an_upgrade_in_json_lists_what_it_found_before_it_asks(

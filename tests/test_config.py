@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import pickle
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from datasette_secrets import (
     envelope,
     set_secret,
 )
+from datasette_secrets.instance import get_instance
 
 KEYS = [envelope.generate_master_key() for _ in range(3)]
 IDS = [envelope.MasterKey.parse(key).id for key in KEYS]
@@ -338,6 +341,46 @@ async def test_an_empty_key_file_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"master\.key\) is empty"):
         await datasette.invoke_startup()
     datasette.close()
+
+
+@pytest.mark.unix("Windows has no such modes")
+@pytest.mark.parametrize("journal", ["wal", "delete"])
+@pytest.mark.parametrize("database", [None, "named"])
+async def test_a_new_database_can_be_read_by_its_owner_alone(
+    make_datasette: MakeDatasette,
+    master_key: str,
+    tmp_path: Path,
+    database: str | None,
+    journal: str,
+) -> None:
+    umask = os.umask(0o022)
+    try:
+        named = tmp_path / "named.db"
+        with closing(sqlite3.connect(named)) as conn:
+            conn.execute("vacuum")  # as `datasette serve named.db --create` does
+            conn.execute(f"pragma journal_mode = {journal}").fetchall()
+        datasette = make_datasette(master_key, database=database, files=[str(named)])
+        await datasette.invoke_startup()
+        db = get_instance(datasette).db
+        with closing(sqlite3.connect(str(db.path))) as conn:
+            conn.execute(f"pragma journal_mode = {journal}").fetchall()
+        await set_secret(datasette, "A", "a value")
+    finally:
+        os.umask(umask)
+    files = list(tmp_path.glob(f"{Path(db.path).name}*"))
+    assert len(files) == (3 if journal == "wal" else 1)
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+@pytest.mark.unix("Windows has no such modes")
+async def test_the_mode_of_a_database_that_is_in_use_is_left_alone(
+    make_datasette: MakeDatasette, master_key: str, internal: str
+) -> None:
+    with closing(sqlite3.connect(internal)) as conn:
+        conn.execute("create table somebody_elses (a)")
+    os.chmod(internal, 0o644)
+    await make_datasette(master_key).invoke_startup()
+    assert os.stat(internal).st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize(

@@ -221,10 +221,14 @@ async def test_without_a_master_key_nothing_is_touched_until_a_start_with_it(
 ) -> None:
     write_values(internal)
     datasette = await start(make_datasette)
-    assert "start of a server that has a master key upgrades" in capsys.readouterr().err
+    assert "configure a master key and restart" in capsys.readouterr().err
+    for call in (
+        get_secret(datasette, "UNICODE"),
+        delete_secret(datasette, "UNICODE"),
+    ):
+        with pytest.raises(NeedsUpgrade, match="configure a master key and restart"):
+            await call
     assert is_untouched(internal)
-    with pytest.raises(NeedsUpgrade):
-        await get_secret(datasette, "UNICODE")
     assert await differing(await start(make_datasette, OLD)) == []
 
 
@@ -241,7 +245,7 @@ async def test_without_cryptography_nothing_is_touched_until_a_start_with_it(
             set_secret(datasette, "ANOTHER", "a value"),
             delete_secret(datasette, "UNICODE"),
         ):
-            with pytest.raises(NeedsUpgrade, match=r"0\.x"):
+            with pytest.raises(NeedsUpgrade, match=r"\[fernet\]' and restart"):
                 await call
     assert is_untouched(internal)
     assert await differing(await start(make_datasette, OLD)) == []
@@ -317,7 +321,7 @@ async def test_a_database_that_cannot_be_changed_is_left_and_said(
     datasette = await start(make_datasette, OLD, database="named", **{kind: [path]})
     said = {
         "immutable": "cannot be read until upgraded",
-        "trigger": "The trigger 't' is not one that this plugin makes",
+        "trigger": "The trigger 't' was not made by this plugin",
     }
     assert said[how] in capsys.readouterr().err
     with pytest.raises(NeedsUpgrade):

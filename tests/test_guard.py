@@ -81,7 +81,7 @@ async def test_a_view_of_the_name_of_the_table_is_said_and_not_read(
     datasette = make_datasette(master_key, database="named", files=[named])
     await datasette.invoke_startup()
     said = capsys.readouterr().err
-    assert "The view 'datasette_secrets' is not one that this plugin makes" in said
+    assert "The view 'datasette_secrets' was not made by this plugin" in said
     assert "; secrets can be read, and not changed" in said
 
 
@@ -117,7 +117,7 @@ async def test_a_trigger_of_somebody_else_is_said_on_one_line(
         conn.execute("create trigger another after update on other begin select 1; end")
     await make_datasette(master_key).invoke_startup()
     [line] = capsys.readouterr().err.splitlines()
-    assert r"The trigger 'forged\n\x1b[2Jline' is not one that this plugin" in line
+    assert r"The trigger 'forged\n\x1b[2Jline' was not made by this plugin" in line
 
 
 async def test_what_a_row_says_for_a_key_id_is_not_repeated(
@@ -134,6 +134,21 @@ async def test_what_a_row_says_for_a_key_id_is_not_repeated(
     said = capsys.readouterr().err
     assert "3 versions name no master key: run 'datasette secrets verify'" in said
     assert "forged" not in said
+
+
+async def test_secrets_that_have_to_be_renewed_are_said_in_one_line(
+    make_datasette: MakeDatasette, master_key: str, capsys: Captured
+) -> None:
+    datasette = make_datasette(master_key)
+    for name, renew_by in (("A", "2020-01-02"), ("B", "2020-02-03"), ("C", None)):
+        await set_secret(datasette, name, "a value", renew_by=renew_by)
+    await set_secret(datasette, "LATER", "a value", renew_by="9999-12-31")
+    await make_datasette(master_key).invoke_startup()
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == (
+        "datasette-secrets: A has to be renewed by 2020-01-02; "
+        "B has to be renewed by 2020-02-03"
+    )
 
 
 async def test_an_immutable_database_is_said_and_can_be_downloaded_by_anyone(

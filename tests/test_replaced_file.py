@@ -26,11 +26,25 @@ async def test_a_replaced_file_is_noticed_by_reads_and_changes(
     shutil.copy(internal, copy)
     copy.rename(internal)
     ends = time.monotonic() + DEADLINE
-    with pytest.raises(DatabaseUnavailable, match="was replaced; restart Datasette"):
+    with pytest.raises(DatabaseUnavailable, match="was replaced or deleted; restart"):
         while time.monotonic() < ends:
             assert await get_secret(datasette, "A") == "a value"
-    with pytest.raises(DatabaseUnavailable, match="was replaced; restart Datasette"):
+    with pytest.raises(DatabaseUnavailable, match="was replaced or deleted; restart"):
         await set_secret(datasette, "A", "another")
+
+
+async def test_a_write_notices_at_once_that_its_file_was_deleted(
+    datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, "A", "a value")
+    Path(internal).unlink()
+    with pytest.raises(DatabaseUnavailable, match="was replaced or deleted; restart"):
+        await set_secret(datasette, "A", "another")
+    assert not Path(internal).exists()
+    ends = time.monotonic() + DEADLINE
+    with pytest.raises(DatabaseUnavailable, match="was replaced or deleted; restart"):
+        while time.monotonic() < ends:
+            assert await get_secret(datasette, "A") == "a value"
 
 
 async def test_a_file_that_was_only_rewritten_is_not_called_replaced(

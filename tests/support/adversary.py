@@ -122,7 +122,9 @@ SCHEMA: dict[str, Change] = {
         _HIDDEN.format("sql = cast(sql as blob)"),
     ),
     "view": sql(f"create view planted as select name from {_TABLE}"),
-    "foreign key": sql(f"create table planted (id references {_TABLE} (id))"),
+    "table that shows the rows": sql(
+        f"create virtual table planted using fts5(name, content={_TABLE})"
+    ),
     "partial index": sql(
         f"drop index {_INDEX}",
         f"create unique index {_INDEX} on {_TABLE} (name, version) where version < 2",
@@ -141,6 +143,20 @@ SCHEMA: dict[str, Change] = {
     "index made partial by edit": schema(
         f"update sqlite_master set sql = sql || ' where 0' where name = '{_INDEX}'"
     ),
+}
+
+#: Objects of somebody else that only look like ours, or refer to them. None is named.
+UNRELATED: dict[str, Change] = {
+    "longer name": sql(
+        f"create table my_{_TABLE}_notes (a)",
+        f"create index {_TABLE}_notes on my_{_TABLE}_notes (a)",
+        f"create view {_TABLE}_view as select * from my_{_TABLE}_notes",
+        f"create trigger {_TABLE}_trigger after insert on my_{_TABLE}_notes begin "
+        "select 'on datasette_secrets'; end",
+    ),
+    "comment": sql(f"create table other (a) /* not {_TABLE} */"),
+    "column": sql(f"create table other ({_TABLE} text default '{_TABLE}')"),
+    "foreign key": sql(f"create table other (id references {_TABLE} (id))"),
 }
 
 #: A view or a table of somebody else under the name of ours, before ours is made.
@@ -189,4 +205,4 @@ def flips(path: str, begin: int, end: int, step: int) -> Iterator[None]:
 
 def remedies(said: str) -> list[str]:
     """The SQL that sentences say to run with the sqlite3 program."""
-    return re.findall(r"run: sqlite3 \S+ '([^']+)'", said)
+    return re.findall(r": sqlite3 \S+ '([^']+)'", said)
