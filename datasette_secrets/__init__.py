@@ -24,7 +24,7 @@ The package. A module imports only from those below it, and a folder is one leve
     instance        one Datasette's settings, database, reader and recorder
     last_used       who used what when, in few writes
     serialize       the objects of the JSON API and of --json
-    store           every statement on secrets     rows        what the store returns
+    store           every statement on secrets
     changes         one path for every change: its transaction, log and events
     inspection      the one check of the whole tables
     schema          the tables and migrations      database    read, write, errors, Reader

@@ -6,6 +6,7 @@ a record, not tamper evidence: whoever can write to the database can edit it.
 
 from __future__ import annotations
 
+import functools
 import json
 import sqlite3
 import time
@@ -27,7 +28,12 @@ T = TypeVar("T")
 
 def now() -> str:
     """This second in UTC, `YYYY-MM-DD HH:MM:SS`."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+    return _utc(int(time.time()))
+
+
+@functools.lru_cache(maxsize=2)  # every read of a secret asks
+def _utc(second: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(second))
 
 
 class Changing:
@@ -202,11 +208,7 @@ _ENTRY = "id, at, actor_id, via, action, name, version, detail"
 
 
 async def entries(
-    db: Database,
-    *,
-    name: str | None = None,
-    before: int | None = None,
-    limit: int = -1,
+    db: Database, *, name: str | None = None, before: int | None = None, limit: int = -1
 ) -> list[Entry]:
     """The log, newest first.
 

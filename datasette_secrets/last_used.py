@@ -1,9 +1,9 @@
-"""Records who used a secret when, at the cost of very few writes.
+"""Records who used a secret when, in very few writes.
 
-A use changes its row only when the row does not yet say so: this process writes one
-actor for one row at most once a second. Uses that wait together are written together.
-Whoever reads a secret waits for the writing 50 ms at most; after that the use is written
-later, or lost with the process. No failure here stops a read.
+A use is written only if its row does not show it yet. This process writes one actor for
+one row at most once a second, and uses that wait are written together. A reader waits
+for the write 50 ms at most. After that the use is written later, or lost with the
+process. No failure here stops a read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from . import store
+from .changes import now
+from .database import BUSY, LOCKED
 
 if TYPE_CHECKING:
     from datasette.database import Database
@@ -33,32 +35,20 @@ class LastUsedRecorder:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._clock = (0, "")
         self._written_at = ""
         self._written: set[tuple[int, str | None]] = set()
         self._queues: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = (
             weakref.WeakKeyDictionary()
         )
 
-    def now(self) -> str:
-        """This second in UTC, `YYYY-MM-DD HH:MM:SS`."""
-        second = int(time.time())
-        known, text = self._clock
-        if second != known:
-            text = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(second))
-            self._clock = (second, text)
-        return text
-
     def is_recorded(self, row: store.Row, actor_id: str | None) -> bool:
-        """Whether this use would change nothing.
+        """Whether the row shows this use already.
 
-        The row just read must carry this second: the memory of having written it
-        speaks of no other row that has taken its instance.
+        Its own time is compared as well, since the row that was written may have been
+        replaced by another one.
         """
-        now = self.now()
         return (
-            row.last_used_at == now
-            and self._written_at == now
+            row.last_used_at == self._written_at == now()
             and (row.id, actor_id) in self._written
         )
 
@@ -70,7 +60,7 @@ class LastUsedRecorder:
         queue = self._queues.get(loop)
         if queue is None:
             queue = self._queues[loop] = _Queue(self)
-        done = queue.add(store.Use(row.id, self.now(), actor_id))
+        done = queue.add(store.Use(row.id, now(), actor_id))
         if done is not None:
             await asyncio.wait([done], timeout=WAIT_SECONDS)
 
@@ -80,38 +70,36 @@ class LastUsedRecorder:
         if queue is not None:
             await queue.flush()
 
-    async def write(self, uses: list[store.Use]) -> store.Recorded:
-        """Write the uses, one for each row: the latest second, and its last actor."""
+    async def write(self, uses: list[store.Use]) -> int:
+        """Write the uses, one for each row: the latest second, and its last actor.
+
+        Returns 0, or SQLite's result code where it failed.
+        """
         latest = {use.id: use for use in sorted(uses, key=lambda use: use.at)}
         try:
-            outcome = await store.record_uses(
-                self._db, list(latest.values()), self.now()
-            )
+            failed = await store.record_uses(self._db, list(latest.values()), now())
         except Exception:  # no database, closed, gone or broken, may stop a read here
-            # The reads themselves say what is wrong with it.
-            return store.Recorded(written=False)
-        if outcome.written:
-            self._remember(uses)
-        return outcome
-
-    def _remember(self, uses: list[store.Use]) -> None:
-        newest = max(use.at for use in uses)
-        if newest != self._written_at:
-            self._written_at = newest
-            self._written.clear()
-        self._written.update((use.id, use.actor_id) for use in uses if use.at == newest)
+            return 1  # The reads themselves raise what is wrong with it.
+        if not failed:
+            newest = max(use.at for use in uses)
+            if newest != self._written_at:
+                self._written_at, self._written = newest, set()
+            self._written |= {
+                (use.id, use.actor_id) for use in uses if use.at == newest
+            }
+        return failed
 
 
 class _Queue:
     """The uses that wait on one event loop, and what writes them when it is time.
 
-    Between two writings there is a timer at most: a loop that ends leaves no task behind,
+    Between two writes there is a timer at most: a loop that ends leaves no task behind,
     and an idle queue refers to no loop.
     """
 
     def __init__(self, recorder: LastUsedRecorder) -> None:
         self._write = recorder.write
-        # Of an actor's uses of a row the latest is enough.
+        # Only the latest of an actor's uses of a row is needed.
         self._pending: dict[tuple[int, str | None], store.Use] = {}
         self._done: asyncio.Future[None] | None = None
         self._next: asyncio.TimerHandle | asyncio.Task[None] | None = None
@@ -130,26 +118,25 @@ class _Queue:
         return self._done
 
     async def flush(self) -> None:
-        """Write what waits, once, after what is being written and may have to wait again."""
+        """Write what waits, once, after the write that is running."""
         if isinstance(self._next, asyncio.Task):
             await asyncio.wait([self._next])
-        await self.write_pending()
+        await self._write_pending()
 
-    async def write_pending(self) -> None:
-        """Write what waits, once. Never raises."""
+    async def _write_pending(self) -> None:
         if not self._pending:
             return
         uses, self._pending = self._pending, {}
         done, self._done = self._done, None
         self._started.append(time.monotonic())
         try:
-            outcome = await self._write(list(uses.values()))
+            failed = await self._write(list(uses.values()))
         finally:
             if done is not None and not done.done():
                 done.set_result(None)
-        if not outcome.written:
+        if failed:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
-            if outcome.try_again:
+            if failed in (BUSY, LOCKED):
                 self._pending = uses | self._pending
 
     def _schedule(self) -> None:
@@ -162,7 +149,7 @@ class _Queue:
 
     async def _run(self) -> None:
         try:
-            await self.write_pending()
+            await self._write_pending()
         finally:
             self._next = None
             self._schedule()

@@ -181,11 +181,11 @@ async def census(datasette: Datasette) -> Census:
     ring = instance.settings.ring
     counts: dict[str, int] = {}
     legacy = 0
-    for count in await store.key_counts(instance.db):
-        if count.is_legacy:
-            legacy += count.versions
+    for key_id, versions, is_legacy in await store.key_counts(instance.db):
+        if is_legacy:
+            legacy += versions
         else:
-            counts[count.key_id] = counts.get(count.key_id, 0) + count.versions
+            counts[key_id] = counts.get(key_id, 0) + versions
     return Census(
         primary=ring.primary.id if ring else None,
         ring=tuple(key.id for key in ring) if ring else (),

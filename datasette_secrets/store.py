@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .changes import Changing
 from .database import (
-    BUSY,
-    LOCKED,
     Reader,
     not_kept,
     read,
@@ -26,16 +25,6 @@ from .database import (
 )
 from .envelope import ENCRYPTED_MAX_BYTES, ENVELOPE_VERSION, Sealed
 from .errors import DatabaseUnavailable, InvalidSecret, VersionConflict
-from .rows import Held as Held
-from .rows import KeyCount as KeyCount
-from .rows import LastUse as LastUse
-from .rows import Recorded as Recorded
-from .rows import Replaced as Replaced
-from .rows import Replacement as Replacement
-from .rows import Row as Row
-from .rows import Rows as Rows
-from .rows import Use as Use
-from .rows import Version as Version
 from .schema import TABLE, VERSION_MAX
 
 if TYPE_CHECKING:
@@ -43,7 +32,8 @@ if TYPE_CHECKING:
 
 
 _USE_BUSY_TIMEOUT_MS = 40
-# What is too large to be any value's is never loaded: its size stands in its place.
+
+# A value that is too large is never loaded. Its size takes its place.
 _ENCRYPTED = (
     f"case when length(encrypted) > {ENCRYPTED_MAX_BYTES} then length(encrypted) "
     "else encrypted end"
@@ -51,42 +41,130 @@ _ENCRYPTED = (
 _NO_ENVELOPE = "wrapped_key is null and envelope_version is null"
 _CELLS = ("envelope_version", "encryption_key_name", "wrapped_key", "encrypted")
 
-_ROW = (
-    "id, name, version, envelope_version, encryption_key_name, wrapped_key, "
-    f"{_ENCRYPTED}, deleted_at, last_used_at"
-)
-
-_WRAP = (
-    "id, name, version, envelope_version, encryption_key_name, wrapped_key, "
-    "null, null, null"
-)
-
+_WRAP = "id, name, version, envelope_version, encryption_key_name, wrapped_key"
+_ROW = f"{_WRAP}, {_ENCRYPTED}, deleted_at, last_used_at"
+_WRAP += ", null, null, null"
 _VERSION = (
     "id, name, version, note, encryption_key_name, created_at, created_by, updated_at, "
     "updated_by, deleted_at, deleted_by, last_used_at, last_used_by, renew_by, "
     f"encrypted is null and wrapped_key is null, encrypted is not null and {_NO_ENVELOPE}"
 )
-
 _DESTROYED = {"encrypted": None, "wrapped_key": None}
 _ORDER = "order by version desc, id limit 1"
 _NAMES = "(select value from json_each(:names))"
-
 _SELECT_VERSION = f"select {_VERSION} from {TABLE} where name = :name {_ORDER}"  # noqa: S608
-
-_SELECT_NEWEST = f"select {_ROW} from {TABLE} where name = :name {_ORDER}"  # noqa: S608
-
-
-def _before_migration(sql: str) -> str:
-    """The same query on a table that 0.x made and no migration has reached yet."""
-    for column in ("wrapped_key", "envelope_version", "renew_by"):
-        sql = sql.replace(column, "null")
-    return sql
-
-
-# Every column costs as much as a step of the cryptography: these do for nearly every read.
+_SELECT_ROW = f"select {_ROW} from {TABLE} where name = :name {_ORDER}"  # noqa: S608
+# Every column costs as much as a step of the cryptography. Most reads need only these.
 _SELECT_CURRENT = f"""select id, version, encryption_key_name, wrapped_key, {_ENCRYPTED},
     last_used_at, deleted_at is null and envelope_version = {ENVELOPE_VERSION}
     from {TABLE} where name = :name {_ORDER}"""  # noqa: S608
+
+
+class Row(NamedTuple):
+    """A stored version with its envelope. Of a damaged row, any field may be anything.
+
+    Where `encrypted` is larger than that of any value it is its size, an int.
+    """
+
+    id: int
+    name: str
+    version: int
+    envelope_version: int | None
+    key_id: str
+    wrapped_key: bytes | None
+    encrypted: bytes | None
+    deleted_at: str | None
+    last_used_at: str | None
+
+    @property
+    def is_destroyed(self) -> bool:
+        return self.encrypted is None and self.wrapped_key is None
+
+    @property
+    def is_legacy(self) -> bool:
+        """Whether datasette-secrets 0.x wrote it."""
+        return self.envelope_version is None and self.wrapped_key is None
+
+
+class Version(NamedTuple):
+    """A stored version without its envelope. Times are UTC, actors are ids."""
+
+    id: int
+    name: str
+    version: int
+    note: str | None
+    key_id: str
+    created_at: str | None
+    created_by: str | None
+    updated_at: str | None
+    updated_by: str | None
+    deleted_at: str | None
+    deleted_by: str | None
+    last_used_at: str | None
+    last_used_by: str | None
+    renew_by: str | None
+    is_destroyed: bool
+    is_legacy: bool
+
+    @property
+    def is_deleted(self) -> bool:
+        return self.deleted_at is not None
+
+
+class LastUse(NamedTuple):
+    """When a secret was last used and by which actor; `version` is the one that was."""
+
+    at: str | None = None
+    by: str | None = None
+    version: object = None
+
+
+class Use(NamedTuple):
+    """Actor `actor_id` read row `id` in the UTC second `at`."""
+
+    id: int
+    at: str
+    actor_id: str | None
+
+
+class Rows:
+    """Rows in the order of their ids, each made into a `Row` when it is looked at.
+
+    Thousands of those alive at once would cost the garbage collector more than the read.
+    """
+
+    def __init__(self, rows: list[tuple[Any, ...]]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        # `Row._make` without its check of the length.
+        return map(partial(tuple.__new__, Row), self._rows)
+
+    @property
+    def last_id(self) -> int:
+        return int(self._rows[-1][0])
+
+
+#: A row as it was read, and the envelope that is to be written over it.
+Replacement = tuple[Row, Sealed]
+
+
+class Replaced(NamedTuple):
+    """How many rows were written, and the ids of those that had changed since."""
+
+    written: int
+    changed_meanwhile: list[int]
+
+
+class Held(NamedTuple):
+    """How many versions hold a value, how many are destroyed, and the highest id."""
+
+    values: int = 0
+    destroyed: int = 0
+    highest_id: int = 0
 
 
 async def newest_version(reader: Reader, name: str) -> Row | None:
@@ -100,38 +178,47 @@ async def newest_version(reader: Reader, name: str) -> Row | None:
             return None
         row_id, version, key_id, wrapped_key, encrypted, used, is_current = rows[0]
         if is_current:
-            return Row(
-                row_id,
-                name,
-                version,
-                ENVELOPE_VERSION,
-                key_id,
-                wrapped_key,
-                encrypted,
-                None,
-                used,
-            )
-    rows = await _fetch(reader.db, _SELECT_NEWEST, {"name": name})
+            envelope = (ENVELOPE_VERSION, key_id, wrapped_key, encrypted)
+            return Row(row_id, name, version, *envelope, None, used)
+    rows = await _fetch(reader.db, _SELECT_ROW, {"name": name})
     return Row._make(rows[0]) if rows else None
 
 
-def _select(
-    conn: sqlite3.Connection, sql: str, parameters: dict[str, object]
+async def newest(reader: Reader, name: str) -> Version | None:
+    """The newest version of `name` without its envelope. Raises DatabaseUnavailable."""
+    rows = await reader.select(_SELECT_VERSION, {"name": name})
+    if rows is None:
+        rows = await _fetch(reader.db, _SELECT_VERSION, {"name": name})
+    return Version._make(rows[0]) if rows else None
+
+
+async def _fetch(
+    db: Database, sql: str, parameters: Mapping[str, object]
 ) -> list[tuple[Any, ...]]:
-    """All rows; none without the table, and of a table not yet migrated what it has."""
+    def rows_of_secrets(conn: sqlite3.Connection) -> list[tuple[Any, ...]]:
+        return _select(conn, sql, parameters)
+
+    return await read(db, rows_of_secrets)
+
+
+def _select(
+    conn: sqlite3.Connection, sql: str, parameters: Mapping[str, object]
+) -> list[tuple[Any, ...]]:
+    """All rows; none without the table. The columns that 0.x did not have are null."""
     try:
         with tuple_cursor(conn) as cursor:
             return cursor.execute(sql, parameters).fetchall()
     except sqlite3.OperationalError as error:
-        # By how it begins: where text does not decode, what is stored stands behind.
+        # By its first words: where text is no UTF-8, the rest of the message is that text.
         message = str(error)
         if message.startswith("no such table"):
             return []
         if message.startswith("no such column"):
-            sql = _before_migration(sql)
+            for column in ("wrapped_key", "envelope_version", "renew_by"):
+                sql = sql.replace(column, "null")
         elif not message.startswith("Could not decode"):
             raise
-    # With Datasette's own settings, text that is no UTF-8 is read all the same.
+    # Datasette's own settings read text that is no UTF-8.
     cursor = conn.cursor()
     cursor.row_factory = None
     return cursor.execute(sql, parameters).fetchall()
@@ -146,7 +233,7 @@ def insert_version(
     renew_by: str | None = None,
     expected_version: int | None = None,
 ) -> int:
-    """Store a new version, sealed for the number that is free, and return that number.
+    """Store a new version, sealed for the next number, and return that number.
 
     `note` None keeps the note of the version before. Raises VersionConflict.
     """
@@ -154,29 +241,16 @@ def insert_version(
     _check_expected(name, newest, expected_version)
     version = next_version(name, newest)
     sealed = seal(version)
-    if note is None:
-        note = newest.note if newest else None
-    row_id = changing.insert(
-        TABLE,
-        {
-            "name": name,
-            "note": note,
-            "version": version,
-            "encrypted": sealed.encrypted,
-            "encryption_key_name": sealed.key_id,
-            "created_at": changing.at,
-            "created_by": changing.actor_id,
-            "updated_at": changing.at,
-            "updated_by": changing.actor_id,
-            "deleted_at": None,
-            "deleted_by": None,
-            "last_used_at": None,
-            "last_used_by": None,
-            "wrapped_key": sealed.wrapped_key,
-            "envelope_version": sealed.envelope_version,
-            "renew_by": renew_by,
-        },
-    )
+    if note is None and newest:
+        note = newest.note
+    columns: dict[str, object] = {"name": name, "note": note, "version": version}
+    columns |= {"created_at": changing.at, "created_by": changing.actor_id}
+    columns |= {"updated_at": changing.at, "updated_by": changing.actor_id}
+    # Null, and read back as null.
+    columns |= dict.fromkeys(("deleted_at", "deleted_by"))
+    columns |= dict.fromkeys(("last_used_at", "last_used_by"))
+    columns |= {"renew_by": renew_by, **dict(zip(_CELLS, sealed, strict=True))}
+    row_id = changing.insert(TABLE, columns)
     stored = _newest(changing.conn, name)
     if stored is None or stored.id != row_id:
         raise not_kept()
@@ -184,7 +258,7 @@ def insert_version(
 
 
 def next_version(name: str, newest: Version | None) -> int:
-    """The number after the newest. Raises DatabaseUnavailable where its row is damaged."""
+    """The number after the newest. Raises DatabaseUnavailable if its row is damaged."""
     number = newest.version if newest else 0
     if type(number) is not int or not 0 <= number < VERSION_MAX:
         raise DatabaseUnavailable(
@@ -200,7 +274,7 @@ def update(changing: Changing, version: Version, columns: Mapping[str, object]) 
 
 
 def destroy(changing: Changing, name: str, versions: Iterable[int]) -> list[int]:
-    """Remove the values of the named versions for good; returns those that had one.
+    """Remove the values of these versions for good; returns those that had one.
 
     Raises InvalidSecret for one that is not stored; nothing is then destroyed.
     """
@@ -213,7 +287,7 @@ def destroy(changing: Changing, name: str, versions: Iterable[int]) -> list[int]
     return destroyed
 
 
-def prune(changing: Changing, name: str, keep: int) -> list[object]:
+def prune(changing: Changing, name: str, keep: int) -> list[int]:
     """Remove all but the `keep` newest versions with their records; returns those."""
     rows = changing.conn.execute(
         f"""select id, version from {TABLE} where name = :name
@@ -227,9 +301,8 @@ def prune(changing: Changing, name: str, keep: int) -> list[object]:
 def destroy_row(changing: Changing, row_id: int) -> tuple[str, object]:
     """Remove the value of one row for good; returns what it has for name and version.
 
-    A row whose version is no number that a version can have goes with its record: it
-    would stand before or between the others of its name. Raises InvalidSecret when there
-    is no such row.
+    A row whose version is no number that a version can have goes with its record, since
+    it would stay the newest of its name. Raises InvalidSecret when there is no such row.
     """
     rows = changing.conn.execute(
         f"""select name, version,
@@ -264,18 +337,14 @@ def find_version(conn: sqlite3.Connection, name: str, version: int) -> Row:
     """
     row = _row(conn, name, version)
     if row.is_destroyed:
-        raise InvalidSecret(
-            f"{name} version {version} was destroyed: its value is gone"
-        )
+        raise InvalidSecret(f"{name} version {version} was destroyed")
     return row
 
 
 def note_of(conn: sqlite3.Connection, row_id: int) -> str:
     """The note of a version, empty if it has none."""
-    [(note,)] = conn.execute(
-        f"select note from {TABLE} where id = :id",  # noqa: S608
-        {"id": row_id},
-    ).fetchall()
+    sql = f"select note from {TABLE} where id = :id"  # noqa: S608
+    [(note,)] = conn.execute(sql, {"id": row_id}).fetchall()
     return str(note or "")
 
 
@@ -286,12 +355,7 @@ def is_stored(conn: sqlite3.Connection, name: str) -> bool:
 
 def _newest(conn: sqlite3.Connection, name: str) -> Version | None:
     rows = conn.execute(_SELECT_VERSION, {"name": name}).fetchall()
-    return _version(rows[0]) if rows else None
-
-
-def _version(row: Iterable[Any]) -> Version:
-    columns = list(row)
-    return Version(*columns[:-2], *map(bool, columns[-2:]))
+    return Version._make(rows[0]) if rows else None
 
 
 def require_newest(
@@ -316,28 +380,11 @@ def _check_expected(name: str, newest: Version | None, expected: object) -> None
     raise VersionConflict(name, expected, actual, newest.updated_at, newest.updated_by)
 
 
-async def _fetch(
-    db: Database, sql: str, parameters: dict[str, object]
-) -> list[tuple[Any, ...]]:
-    def rows_of_secrets(conn: sqlite3.Connection) -> list[tuple[Any, ...]]:
-        return _select(conn, sql, parameters)
-
-    return await read(db, rows_of_secrets)
-
-
-async def newest(reader: Reader, name: str) -> Version | None:
-    """What is known of the newest version of `name`. Raises DatabaseUnavailable."""
-    rows = await reader.select(_SELECT_VERSION, {"name": name})
-    if rows is None:
-        rows = await _fetch(reader.db, _SELECT_VERSION, {"name": name})
-    return _version(rows[0]) if rows else None
-
-
 async def history(db: Database, name: str) -> list[Version]:
     """Every version of `name`, newest first. Raises DatabaseUnavailable."""
     sql = f"""select {_VERSION} from {TABLE} where name = :name
         order by version desc, id"""  # noqa: S608
-    return [_version(row) for row in await _fetch(db, sql, {"name": name})]
+    return list(map(Version._make, await _fetch(db, sql, {"name": name})))
 
 
 async def names(db: Database, *, with_date: bool = False) -> set[str]:
@@ -352,10 +399,9 @@ async def names(db: Database, *, with_date: bool = False) -> set[str]:
 
 
 async def unusual_names(db: Database, key_ids: list[str]) -> set[str]:
-    """The names that have a version that is not simply stored under one of these keys.
+    """The names with a version that is in another state than stored, or has a date.
 
-    One that was deleted or destroyed, that 0.x wrote, that needs another key, or that is
-    to be renewed. Raises DatabaseUnavailable.
+    `key_ids`: the keys of the ring. Raises DatabaseUnavailable.
     """
     sql = f"""select distinct name from {TABLE} where typeof(name) = 'text'
         and (deleted_at is not null or renew_by is not null or wrapped_key is null
@@ -371,25 +417,25 @@ async def newest_versions(db: Database, names: list[str]) -> list[Version]:
             select id from {TABLE} where name = each_name {_ORDER}
         )"""  # noqa: S608
     rows = await _fetch(db, sql, {"names": json.dumps(names)})
-    return [_version(row) for row in rows]
+    return list(map(Version._make, rows))
 
 
 async def last_uses(db: Database, names: list[str]) -> dict[str, LastUse]:
-    """When and by whom any version of these secrets was last used, those never used aside.
+    """When and by whom each of these secrets was last used, if it ever was.
 
     Raises DatabaseUnavailable.
     """
-    # Beside max(), SQLite takes the other columns from the row that has it.
+    # With max(), SQLite takes the other columns from the row of the maximum.
     sql = f"""select name, max(last_used_at), last_used_by, version from {TABLE}
         where name in {_NAMES} and last_used_at is not null group by name"""  # noqa: S608
     rows = await _fetch(db, sql, {"names": json.dumps(names)})
     return {name: LastUse(*used) for name, *used in rows}
 
 
-async def key_counts(db: Database) -> list[KeyCount]:
-    """How many versions each master key wraps; destroyed ones need none.
+async def key_counts(db: Database) -> list[tuple[str, int, bool]]:
+    """Each key ID, how many versions it wraps, and whether 0.x wrote those.
 
-    Raises DatabaseUnavailable.
+    Destroyed versions need no key. Raises DatabaseUnavailable.
     """
     sql = f"""select encryption_key_name, count(*), 0 from {TABLE}
         where wrapped_key is not null group by encryption_key_name
@@ -397,10 +443,8 @@ async def key_counts(db: Database) -> list[KeyCount]:
         select encryption_key_name, count(*), envelope_version is null
         from {TABLE} where wrapped_key is null and encrypted is not null
         group by encryption_key_name, envelope_version is null"""  # noqa: S608
-    return [
-        KeyCount(str(key_id), versions, bool(legacy))
-        for key_id, versions, legacy in await _fetch(db, sql, {})
-    ]
+    rows = await _fetch(db, sql, {})
+    return [(str(key_id), versions, bool(legacy)) for key_id, versions, legacy in rows]
 
 
 async def versions_elsewhere(db: Database, key_id: str) -> list[Version]:
@@ -410,7 +454,7 @@ async def versions_elsewhere(db: Database, key_id: str) -> list[Version]:
     """
     sql = f"""select {_VERSION} from {TABLE} where wrapped_key is not null
         and encryption_key_name is not :key_id order by name, version desc"""  # noqa: S608
-    return [_version(row) for row in await _fetch(db, sql, {"key_id": key_id})]
+    return list(map(Version._make, await _fetch(db, sql, {"key_id": key_id})))
 
 
 async def count_held(db: Database, up_to: int = 2**63 - 1) -> Held:
@@ -442,12 +486,8 @@ async def rows_from(
             or ({_NO_ENVELOPE}))
         and (not :legacy_only or ({_NO_ENVELOPE}))
         order by id limit :limit"""  # noqa: S608
-    parameters: dict[str, object] = {
-        "row_id": row_id,
-        "limit": limit,
-        "key_id": but_key_id,
-        "legacy_only": legacy_only,
-    }
+    parameters = {"row_id": row_id, "limit": limit, "key_id": but_key_id}
+    parameters |= {"legacy_only": legacy_only}
     return Rows(await _fetch(db, sql, parameters))
 
 
@@ -505,14 +545,15 @@ def replace_envelopes(
     return Replaced(matched, others)
 
 
-async def record_uses(db: Database, uses: list[Use], now: str) -> Recorded:
+async def record_uses(db: Database, uses: list[Use], now: str) -> int:
     """Write when and by whom rows were last used, in one short transaction.
 
-    A later use that somebody else has written stays, unless it lies in the future of
-    `now`: then a clock was wrong. Waits 40 ms at most for the lock.
+    Returns 0, or SQLite's result code where it failed. A later use that another process
+    wrote stays, unless it is later than `now`: then a clock was wrong. Waits 40 ms at
+    most for the lock.
     """
 
-    def record_secret_uses(conn: sqlite3.Connection) -> Recorded:
+    def record_secret_uses(conn: sqlite3.Connection) -> int:
         [(timeout,)] = conn.execute("pragma busy_timeout").fetchall()
         conn.execute(f"pragma busy_timeout = {_USE_BUSY_TIMEOUT_MS}").fetchall()
         try:
@@ -523,11 +564,9 @@ async def record_uses(db: Database, uses: list[Use], now: str) -> Recorded:
                         or last_used_at > :now)""",  # noqa: S608
                     [{**use._asdict(), "now": now} for use in uses],
                 )
-            return Recorded(written=True)
+            return 0
         except sqlite3.Error as error:
-            return Recorded(
-                written=False, try_again=result_code(error) in (BUSY, LOCKED)
-            )
+            return result_code(error)
         finally:
             conn.execute(f"pragma busy_timeout = {timeout}").fetchall()
 

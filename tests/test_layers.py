@@ -41,7 +41,7 @@ LAYERS = [
     {"store"},
     {"changes"},
     {"inspection"},
-    {"rows", "schema"},
+    {"schema"},
     {"database"},
     {"config", "containment", "keyfiles", "registry", "events"},
     {"envelope"},
