@@ -203,6 +203,11 @@ class Entry(NamedTuple):
     version: int | None
     detail: dict[str, Any]
 
+    @property
+    def outcome(self) -> str:
+        """The outcome of a check."""
+        return str(self.detail.get("outcome"))
+
 
 _ENTRY = "id, at, actor_id, via, action, name, version, detail"
 
@@ -251,15 +256,7 @@ def _detail(text: object) -> dict[str, Any]:
     return detail if isinstance(detail, dict) else {}
 
 
-class Checked(NamedTuple):
-    """What the newest check of a secret said: of which version, when, with what outcome."""
-
-    version: int | None
-    at: str
-    outcome: str
-
-
-async def newest_checks(db: Database, names: list[str]) -> dict[str, Checked]:
+async def newest_checks(db: Database, names: list[str]) -> dict[str, Entry]:
     """The newest check of each of these secrets since its value was set.
 
     Not of a value that was rejected before it was stored. Raises DatabaseUnavailable.
@@ -274,12 +271,7 @@ async def newest_checks(db: Database, names: list[str]) -> dict[str, Checked]:
         where id in (select ({checked}) from json_each(:names))""",  # noqa: S608
         {"names": json.dumps(names), "set": "set-secret", "check": "check-secret"},
     )
-    return {
-        str(entry.name): Checked(
-            entry.version, entry.at, str(entry.detail.get("outcome"))
-        )
-        for entry in found
-    }
+    return {str(entry.name): entry for entry in found}
 
 
 class Past(NamedTuple):

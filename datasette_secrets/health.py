@@ -232,13 +232,7 @@ async def _needs_upgrade(instance: Instance, census: rotation.Census) -> Remark:
 
 async def _overridden(instance: Instance) -> list[Remark]:
     """The stored secrets that an environment variable hides."""
-    names = [
-        name
-        for variable in os.environ
-        if variable.startswith(config.ENV_PREFIX)
-        and (name := variable.removeprefix(config.ENV_PREFIX))
-        and instance.environment_value(name) is not None
-    ]
+    names = sorted(instance.overridden_names())
     stored = await store.newest_versions(instance.db, names=names) if names else []
     return [
         Remark(

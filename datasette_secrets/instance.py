@@ -15,17 +15,15 @@ if TYPE_CHECKING:
     from datasette.database import Database
 
 
-_ATTRIBUTE = (
-    "_datasette_secrets_instance"  # an attribute, so that it goes with its Datasette
-)
+# An attribute, so that it goes with its Datasette.
+_ATTRIBUTE = "_datasette_secrets_instance"
 
-
-#: So long a server that stops waits for the last uses to be written.
+#: A server that stops waits so long for the last uses to be written.
 _STOP_SECONDS = 5.0
 
 
 class Instance:
-    """One Datasette's settings, database, open connection and recorder, put together."""
+    """What this plugin keeps for one Datasette."""
 
     def __init__(self, datasette: Datasette) -> None:
         self.settings = config.load(datasette)
@@ -48,9 +46,17 @@ class Instance:
             return None
         return value
 
+    def overridden_names(self) -> set[str]:
+        """The names for which the environment has a value."""
+        prefix = config.ENV_PREFIX
+        names = [
+            name.removeprefix(prefix) for name in os.environ if name.startswith(prefix)
+        ]
+        return {name for name in names if self.environment_value(name) is not None}
+
 
 def get_instance(datasette: Datasette) -> Instance:
-    """The Datasette's vault, made at first use.
+    """The instance of this Datasette, made at first use.
 
     Raises as `config.load` and `config.find_database` do.
     """

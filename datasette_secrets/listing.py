@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import bisect
 import datetime
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import changes, config, registry, store
+from . import changes, registry, store
 from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
@@ -34,10 +33,9 @@ DUE_DAYS = 14
 class Listed(NamedTuple):
     """A secret as the list shows it.
 
-    `state`: one of STATES. `registered`: what the plugin says that waits for it, if one
-    does. `newest`: its newest stored version, also where the environment overrides it.
-    `used`: the last use of it, whichever its version was. `checked`: what the newest check
-    of the newest version said.
+    `state`: one of STATES. `registered`: what plugins registered. `newest`: the newest
+    stored version, also where the environment overrides it. `used`: the last use of any
+    version. `checked`: the log row of the newest check of the newest version.
     """
 
     name: str
@@ -45,7 +43,7 @@ class Listed(NamedTuple):
     registered: registry.Registered | None
     newest: store.Version | None
     used: store.LastUse
-    checked: changes.Checked | None
+    checked: changes.Entry | None
 
 
 @dataclass(frozen=True)
@@ -80,22 +78,18 @@ async def secret_state(datasette: Datasette, name: str) -> SecretState:
     instance = get_instance(datasette)
     newest = await store.newest(instance.reader, name)
     state = _state(instance, name, newest)
+    has_stored = state in ("stored", "needs-upgrade", "needs-key")
     version = newest.version if newest else None
     renew_by = newest.renew_by if newest else None
     return SecretState(
         state=state,
         version=version if isinstance(version, int) else None,
-        source=_SOURCES.get(state),
+        source="database" if has_stored else _ENVIRONMENT.get(state),
         renew_by=renew_by if isinstance(renew_by, str) else None,
     )
 
 
-_SOURCES = {
-    "environment": "environment",
-    "stored": "database",
-    "needs-upgrade": "database",
-    "needs-key": "database",
-}
+_ENVIRONMENT = {"environment": "environment"}
 
 
 class Sections(NamedTuple):
@@ -103,9 +97,9 @@ class Sections(NamedTuple):
 
     `urgent`: those that cannot be read, or have to be renewed. `waiting`: registered and
     without a value, in the order of registration. `removed`: deleted and destroyed ones.
-    `others`: a page of the rest. The first three are empty but on the first page, and
-    each has at most as many as a page. `before`, `after`: the names after which the
-    previous and the next page begin; None without one, "" for the first page.
+    `others`: a page of the rest. Only the first page has the other three. `before`,
+    `after`: the names after which the previous and the next page begin; None without
+    one, "" for the first page.
     """
 
     urgent: list[Listed]
@@ -133,7 +127,7 @@ async def list_secrets(
     instance = get_instance(datasette)
     registered, names = await _names(datasette, instance, contains)
     page = [name for name in sorted(names) if after is None or name > after][:limit]
-    return await _rows(instance, registered, page)
+    return await _list(instance, registered, page)
 
 
 async def list_sections(
@@ -155,54 +149,42 @@ async def list_sections(
     unusual = await store.unusual_names(
         instance.db, [key.id for key in instance.settings.ring or ()]
     )
-    looked_at = names & (unusual | registered.keys() | _overridden(instance))
-    known = {
-        each.name: each for each in await _rows(instance, registered, list(looked_at))
-    }
+    looked_at = names & (unusual | registered.keys() | instance.overridden_names())
+    known = await _list(instance, registered, sorted(looked_at, key=_by_name))
     if state:
-        states = {name: each.state for name, each in known.items()}
+        states = {each.name: each.state for each in known}
         names = {name for name in names if states.get(name, "stored") == state}
-        known = {}
-    waiting = [
-        known[name]
-        for name in registered
-        if name in known and known[name].state in ("not-set", "destroyed")
-    ]
-    urgent = [each for each in known.values() if is_urgent(each)]
-    set_apart = {each.name for each in (*waiting, *urgent)}
-    removed = [
-        each
-        for each in known.values()
-        if each.state in ("deleted", "destroyed") and each.name not in set_apart
-    ]
-    set_apart |= {each.name for each in removed}
+        known = []
+    waiting, urgent, removed = [], [], []
+    for each in known:
+        if each.state in ("not-set", "destroyed") and each.registered:
+            waiting.append(each)
+        elif each.state in ("needs-key", "needs-upgrade") or is_due(each):
+            urgent.append(each)
+        elif each.state in ("deleted", "destroyed"):
+            removed.append(each)
+    order = {name: place for place, name in enumerate(registered)}
+    waiting.sort(key=lambda each: order[each.name])
+    set_apart = {each.name for each in (*waiting, *urgent, *removed)}
     others = sorted(names - set_apart, key=_by_name)
     start = bisect.bisect_right(others, _by_name(after), key=_by_name) if after else 0
     page = others[start : start + size]
-    is_first = start == 0
+    shown = size if start == 0 else 0
     return Sections(
-        sorted(urgent, key=lambda each: _by_name(each.name))[:size] if is_first else [],
-        waiting if is_first else [],
-        await _rows(instance, registered, page),
-        sorted(removed, key=lambda each: _by_name(each.name))[:size]
-        if is_first
-        else [],
+        urgent[:shown],
+        waiting if shown else [],
+        await _list(instance, registered, page),
+        removed[:shown],
         total=len(names),
         removed_total=len(removed),
-        before=None if is_first else others[start - size - 1] if start > size else "",
+        before=None if shown else others[start - size - 1] if start > size else "",
         after=page[-1] if start + size < len(others) else None,
     )
 
 
-def is_urgent(listed: Listed) -> bool:
-    """Whether somebody has to do something about a secret that is stored."""
-    return listed.state in ("needs-key", "needs-upgrade") or is_due(listed)
-
-
 def is_due(listed: Listed, days: int = DUE_DAYS) -> bool:
     """Whether a secret that can be read has to be renewed within so many days."""
-    newest = listed.newest
-    renew_by = newest and newest.renew_by
+    renew_by = listed.newest and listed.newest.renew_by
     if listed.state != "stored" or not renew_by:
         return False
     today = datetime.datetime.now(datetime.timezone.utc).date()
@@ -216,7 +198,7 @@ async def list_due(datasette: Datasette, days: int = DUE_DAYS) -> list[Listed]:
     """
     instance = get_instance(datasette)
     names = sorted(await store.names(instance.db, with_date=True))
-    return [each for each in await _rows(instance, {}, names) if is_due(each, days)]
+    return [each for each in await _list(instance, {}, names) if is_due(each, days)]
 
 
 async def case_twin(datasette: Datasette, name: str) -> str | None:
@@ -232,10 +214,8 @@ async def case_twin(datasette: Datasette, name: str) -> str | None:
 async def _names(
     datasette: Datasette, instance: Instance, contains: str
 ) -> tuple[dict[str, registry.Registered], set[str]]:
-    """What is registered, by name in that order, and all names there are."""
-    registered = {
-        secret.name: secret for secret in await registry.registered_secrets(datasette)
-    }
+    """What is registered, and all names there are."""
+    registered = await _registered(datasette)
     stored = await store.names(instance.db)
     wanted = contains.casefold()
     names = {
@@ -246,34 +226,34 @@ async def _names(
     return registered, names
 
 
-async def _rows(
+async def _registered(datasette: Datasette) -> dict[str, registry.Registered]:
+    """What is registered, by name, in the order of registration."""
+    secrets = await registry.registered_secrets(datasette)
+    return {secret.name: secret for secret in secrets}
+
+
+async def _list(
     instance: Instance, registered: Mapping[str, registry.Registered], names: list[str]
 ) -> list[Listed]:
     """The secrets of these names, in this order."""
-    stored = {
-        version.name: version
-        for version in await store.newest_versions(instance.db, names)
-    }
+    versions = await store.newest_versions(instance.db, names)
+    stored = {version.name: version for version in versions}
     uses = await store.last_uses(instance.db, names)
     checks = await changes.newest_checks(instance.db, names)
-    return [
-        _listed(instance, name, registered, stored.get(name), uses, checks)
-        for name in names
-    ]
+    listed = []
+    for name in names:
+        newest, checked = stored.get(name), checks.get(name)
+        if newest is None or (checked and checked.version != newest.version):
+            checked = None
+        used = uses.get(name, store.LastUse())
+        state = _state(instance, name, newest)
+        plugins = registered.get(name)
+        listed.append(Listed(name, state, plugins, newest, used, checked))
+    return listed
 
 
 def _by_name(name: str) -> tuple[str, str]:
     return name.casefold(), name
-
-
-def _overridden(instance: Instance) -> set[str]:
-    """The names for which the environment has a value."""
-    names = {
-        variable.removeprefix(config.ENV_PREFIX)
-        for variable in os.environ
-        if variable.startswith(config.ENV_PREFIX)
-    }
-    return {name for name in names if instance.environment_value(name) is not None}
 
 
 async def find_secret(datasette: Datasette, name: str) -> Listed | None:
@@ -281,37 +261,8 @@ async def find_secret(datasette: Datasette, name: str) -> Listed | None:
     instance = get_instance(datasette)
     if instance.settings.is_reserved(name):
         return None
-    versions = await store.history(instance.db, name)
-    registered = {
-        secret.name: secret for secret in await registry.registered_secrets(datasette)
-    }
-    if not versions and name not in registered:
-        return None
-    uses = await store.last_uses(instance.db, [name])
-    checks = await changes.newest_checks(instance.db, [name])
-    newest = versions[0] if versions else None
-    return _listed(instance, name, registered, newest, uses, checks)
-
-
-def _listed(
-    instance: Instance,
-    name: str,
-    registered: Mapping[str, registry.Registered],
-    newest: store.Version | None,
-    uses: Mapping[str, store.LastUse],
-    checks: Mapping[str, changes.Checked],
-) -> Listed:
-    checked = checks.get(name)
-    if newest is None or (checked and checked.version != newest.version):
-        checked = None
-    return Listed(
-        name,
-        _state(instance, name, newest),
-        registered.get(name),
-        newest,
-        uses.get(name, store.LastUse()),
-        checked,
-    )
+    [found] = await _list(instance, await _registered(datasette), [name])
+    return found if found.newest or found.registered else None
 
 
 def _state(instance: Instance, name: str, newest: store.Version | None) -> str:
