@@ -15,6 +15,8 @@ from support.terminal import Terminal
 from test_cli_refusals import COMMANDS, filled
 from test_faults import HERE
 
+from datasette_secrets.cli import interrupt
+
 __all__ = ["filled"]
 
 SENTENCE = (
@@ -100,6 +102,23 @@ def test_ctrl_c_ends_what_waits_for_a_value(filled: Console) -> None:
     _, said = process.communicate(timeout=60)
     os.close(fifo)
     assert (process.returncode, said) == (1, SENTENCE)
+
+
+def test_ctrl_c_just_before_a_prompt_ends_the_prompt() -> None:
+    asked = []
+
+    async def command() -> None:
+        signal.raise_signal(signal.SIGINT)
+        with interrupt.blocking():
+            asked.append(True)
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupt.run(command(), lambda: None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not asked
 
 
 def test_a_second_ctrl_c_exits_whatever_the_command_waits_for(filled: Console) -> None:

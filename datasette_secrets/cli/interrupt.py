@@ -79,12 +79,17 @@ def _handling(task: asyncio.Task[None]) -> Iterator[None]:
 
 @contextmanager
 def blocking() -> Iterator[None]:
-    """Let Ctrl-C interrupt what blocks the loop at once, with KeyboardInterrupt."""
+    """Let Ctrl-C interrupt what blocks the loop at once, with KeyboardInterrupt.
+
+    One that came just before interrupts it, too: nothing would answer its cancelling.
+    """
     if not _is_handled():
         yield
         return
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if isinstance(before, _Handler) and before.has_struck:
+            raise KeyboardInterrupt
         yield
     finally:
         signal.signal(signal.SIGINT, before)
