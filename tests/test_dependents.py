@@ -255,17 +255,11 @@ async def test_llm_reads_a_key_that_was_stored_through_the_form_for_an_actor(
     assert last_used_by(internal, "WEATHER_API_KEY") == "bob"
 
 
-@pytest.mark.dependents
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:wtforms")
-async def test_the_llm_enrichment_runs_with_a_key_that_was_stored_through_the_form(
-    make_datasette: MakeDatasette,
-    master_key: str,
-    internal: str,
-    tmp_path: Path,
-    keyed_model: type,
-) -> None:
-    from datasette_enrichments.utils import wait_for_job
-
+@pytest.fixture
+async def places(
+    make_datasette: MakeDatasette, master_key: str, tmp_path: Path
+) -> Datasette:
+    """A Datasette with a table of two places to enrich."""
     data = str(tmp_path / "data.db")
     conn = sqlite3.connect(data)
     with conn:
@@ -274,28 +268,52 @@ async def test_the_llm_enrichment_runs_with_a_key_that_was_stored_through_the_fo
     conn.close()
     datasette = make_datasette(master_key, files=[data])
     await datasette.invoke_startup()
-    cookies = {"ds_actor": datasette.client.actor_cookie({"id": "root"})}
-    await post_form(datasette, cookies, "WEATHER_API_KEY", "key of the model")
+    return datasette
+
+
+async def enrich(
+    datasette: Datasette, cookies: dict[str, str], enrichment: str, **fields: str
+) -> list[str]:
+    """Run an enrichment on the places; what it writes to the column `weather`."""
+    from datasette_enrichments.utils import wait_for_job
 
     response = await datasette.client.post(
-        "/-/enrich/data/places/llm",
-        data={
-            "model": "weather",
-            "prompt": "{{ name }}",
-            "system_prompt": "",
-            "output_column": "weather",
-            "use_media": "",
-            "media_url": "",
-        },
+        f"/-/enrich/data/places/{enrichment}",
+        data={"prompt": "{{ name }}", "output_column": "weather", **fields},
         cookies=cookies,
     )
     assert response.status_code == 302
     job = response.headers["location"].split("=")[-1]
     await wait_for_job(datasette, job, "data", timeout=10)
-
     rows = await datasette.get_database("data").execute("select weather from places")
-    assert [row[0] for row in rows.rows] == ["ledom eht fo yek"] * 2
+    return [row[0] for row in rows.rows]
+
+
+@pytest.mark.dependents
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:wtforms")
+async def test_the_llm_enrichment_runs_with_a_key_that_was_stored_through_the_form(
+    places: Datasette, internal: str, keyed_model: type
+) -> None:
+    cookies = {"ds_actor": places.client.actor_cookie({"id": "root"})}
+    await post_form(places, cookies, "WEATHER_API_KEY", "key of the model")
+    fields = {"system_prompt": "", "use_media": "", "media_url": ""}
+    written = await enrich(places, cookies, "llm", model="weather", **fields)
+    assert written == ["ledom eht fo yek"] * 2
     assert last_used_by(internal, "WEATHER_API_KEY") == "root"
+
+
+@pytest.mark.dependents
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:wtforms")
+async def test_the_gpt_enrichment_sends_a_key_that_was_stored_through_the_form(
+    places: Datasette, httpx_mock: Any
+) -> None:
+    cookies = {"ds_actor": places.client.actor_cookie({"id": "root"})}
+    await post_form(places, cookies, "OPENAI_API_KEY", "key of OpenAI")
+    answer = {"choices": [{"message": {"content": "sunny"}}]}
+    httpx_mock.add_response(json=answer, is_reusable=True)
+    assert await enrich(places, cookies, "gpt", model="gpt-4o") == ["sunny"] * 2
+    sent = [each.headers["Authorization"] for each in httpx_mock.get_requests()]
+    assert sent == ["Bearer key of OpenAI"] * 2
 
 
 @pytest.fixture(scope="module")
@@ -363,9 +381,12 @@ def test_every_hook_is_registered_beside_all_of_the_real_plugins(first: str) -> 
     assert found["missing"] == []
     assert {
         "secrets",
+        "agent",
         "enrichments",
+        "enrichments_gpt",
         "enrichments_llm",
         "enrichments_opencage",
+        "extract",
         "llm",
     } <= set(found["plugins"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
 import subprocess
@@ -12,7 +13,7 @@ import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from support.console import DATASETTE, Console, environment
@@ -115,6 +116,14 @@ class Server:
     def write(self, name: str, value: str) -> int:
         """The version that `set_secret` gave this value."""
         return int(self._ask("write", [("name", name), ("value", value)]))
+
+    def get(self, path: str, cookies: str = "") -> tuple[int, str]:
+        """The status and text of a page. Redirects are not followed."""
+        conn = http.client.HTTPConnection(self._address, timeout=DEADLINE)
+        with closing(conn):
+            conn.request("GET", path, headers={"Cookie": cookies})
+            answer = conn.getresponse()
+            return answer.status, answer.read().decode()
 
     def _ask(self, what: str, arguments: list[tuple[str, str]]) -> Any:
         url = f"http://{self._address}/-/{what}?{urllib.parse.urlencode(arguments)}"
