@@ -48,7 +48,6 @@ FURTHER = (
     "datasette-enrichments-re2",
     "datasette-llm-accountant",
     "datasette-llm-usage",
-    "datasette-studio",
 )
 # What those suites and ours need, and httpx, which datasette-enrichments-opencage imports
 # without requiring it.
