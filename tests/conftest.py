@@ -28,6 +28,7 @@ Each test file is named after what it tests:
                        test_example_plugin
     what is published  test_distribution
     other packages     test_dependents (`make test-dependents` runs the slow ones)
+                       test_dependents_pages (their pages, whatever is wrong)
                        test_replication (Litestream; `make test-replication` runs it)
 
 Helpers are in tests/support:
