@@ -1,8 +1,8 @@
-"""Runs the check that a plugin registered, and lets nothing of the value out with it.
+"""Runs the check that a plugin registered, and shows nothing of the value.
 
-The check runs in an event loop of its own, in a daemon thread that is not waited for after
-ten seconds, so that one that blocks delays nobody else. All that it returns or raises is
-read in that thread. Only a CheckResult made here leaves it.
+The check runs in an event loop of its own, in a daemon thread. Nobody waits for it longer
+than ten seconds, so a check that blocks delays nobody else. Whatever it returns or raises
+is read in that thread. Only a CheckResult made here leaves it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 OUTCOMES = ("works", "rejected", "unknown")
 SECONDS = 10.0
 _MESSAGE_MAX_CHARACTERS = 200
-# So many characters of a value in a row are as bad as all of it.
+# A message with so many characters of the value in a row is not shown.
 _REVEALING_CHARACTERS = 10
 _MEANINGS = {True: "works", False: "rejected", None: "unknown"}
 
@@ -49,7 +49,7 @@ async def find_check(datasette: Datasette, name: str) -> Registered:
 async def check_stored(
     datasette: Datasette, name: str, *, actor_id: str | None = None
 ) -> CheckResult:
-    """Run the check on the value that `get_secret` returns now, and log the outcome.
+    """Run the check on the value that `get_secret` would return, and log the outcome.
 
     Raises InvalidSecret where there is no check or no value, and what `get_secret` raises.
     """
@@ -57,7 +57,7 @@ async def check_stored(
     secret = await find_check(datasette, name)
     if state.source is None:
         raise InvalidSecret(f"{name} has no value to check: it is {state.state}")
-    # Of the environment nothing is stored, so no version is what was checked.
+    # A value from the environment has no version.
     version = state.version if state.source == "database" else None
     try:
         value = Plaintext.parse(
@@ -100,7 +100,7 @@ async def log(
     try:
         await changes.record(datasette, get_instance(datasette).db, actor_id, change)
     except DatabaseUnavailable as error:
-        # Nothing was changed, and the outcome is known: it is worth more than its record.
+        # Nothing was changed, and the outcome is worth more than its record.
         sentence = printable(f"{PLUGIN}: the check of {name} was not logged: {error}")
         print(sentence, file=sys.stderr)
 
@@ -108,7 +108,7 @@ async def log(
 async def run_check(
     secret: Registered, value: Plaintext, *, seconds: float = SECONDS
 ) -> CheckResult:
-    """What the plugin's check says of `value`. Nothing is raised for what it does.
+    """Run the plugin's check on `value`. Nothing is raised, whatever it does.
 
     The outcome is `"unknown"` if the check raises, returns nonsense or takes longer than
     `seconds`. The message is printable, at most 200 characters, and shows nothing of the
@@ -116,6 +116,7 @@ async def run_check(
     """
     if secret.check is None:
         return CheckResult("unknown", "No plugin registered a check")
+    check = secret.check
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[CheckResult] = loop.create_future()
 
@@ -127,30 +128,19 @@ async def run_check(
         with contextlib.suppress(RuntimeError):  # nobody waits: the loop was closed
             loop.call_soon_threadsafe(settle, result)
 
-    threading.Thread(
-        target=_run_in_this_thread,
-        args=(secret.check, value, seconds, deliver),
-        name=f"check of {secret.name}",
-        daemon=True,
-    ).start()
+    def run_in_this_thread() -> None:
+        try:
+            asyncio.run(_ask(check, value, seconds, deliver))
+        except BaseException:  # a plugin's code may do anything, exit included
+            deliver(CheckResult("unknown", "The check failed"))
+
+    thread_name = f"check of {secret.name}"
+    threading.Thread(target=run_in_this_thread, name=thread_name, daemon=True).start()
     try:
         return await asyncio.wait_for(answer, seconds)
     except asyncio.TimeoutError:
-        return CheckResult(
-            "unknown", f"The check did not answer within {seconds:g} seconds"
-        )
-
-
-def _run_in_this_thread(
-    check: Check,
-    value: Plaintext,
-    seconds: float,
-    deliver: Callable[[CheckResult], None],
-) -> None:
-    try:
-        asyncio.run(_ask(check, value, seconds, deliver))
-    except BaseException:  # a plugin's code may do anything, exit included
-        deliver(CheckResult("unknown", "The check failed"))
+        said = f"The check did not answer within {seconds:g} seconds"
+        return CheckResult("unknown", said)
 
 
 async def _ask(
@@ -162,11 +152,13 @@ async def _ask(
     # What a task of the check raises would be logged, text and all.
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     try:
-        # A second more, since the caller says better what a time-out is.
+        # A second longer than the caller waits, who describes a time-out better.
         asked = await_me_maybe(check(value.reveal()))
         result = _read(await asyncio.wait_for(asked, seconds + 1), value)
     except Exception as error:  # a plugin's code may raise anything
-        result = _failed(error, value)
+        # Only the name of the type is shown.
+        message = f"The check failed with {type(error).__name__}"
+        result = CheckResult("unknown", _safe(message, value))
     # Delivered before the loop closes, which waits for what the check left behind.
     deliver(result)
 
@@ -178,16 +170,8 @@ def _read(answer: object, value: Plaintext) -> CheckResult:
         outcome, message = answer.outcome, answer.message
         if type(outcome) is str and outcome in OUTCOMES:
             return CheckResult(outcome, _safe(message, value))
-    return CheckResult(
-        "unknown", "The check returned no CheckResult, and neither True, False nor None"
-    )
-
-
-def _failed(error: Exception, value: Plaintext) -> CheckResult:
-    """Of an exception only the name of its type is shown."""
-    return CheckResult(
-        "unknown", _safe(f"The check failed with {type(error).__name__}", value)
-    )
+    said = "The check did not return a CheckResult, True, False or None"
+    return CheckResult("unknown", said)
 
 
 def _safe(message: object, value: Plaintext) -> str:
@@ -218,17 +202,10 @@ def _reveals(message: str, value: str) -> bool:
 def _spellings(value: str) -> Iterator[str]:
     """The value as providers and programs spell it, in lower case."""
     utf8 = value.encode("utf-8")
-    for spelling in (
-        value,
-        " ".join(value.split()),
-        repr(value),
-        ascii(value),
-        json.dumps(value),
-        quote(value, safe=""),
-        quote_plus(value),
-        utf8.hex(),
-    ):
-        yield spelling.casefold()
+    yield from map(str.casefold, (value, " ".join(value.split()), utf8.hex()))
+    for spell in (repr, ascii, json.dumps, quote_plus):
+        yield spell(value).casefold()
+    yield quote(value, safe="").casefold()
     for skipped in range(3):  # within something longer, it starts at any of these
         encoded = base64.b64encode(utf8[skipped:]).decode("ascii").casefold()
         yield encoded

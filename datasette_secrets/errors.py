@@ -1,7 +1,4 @@
-"""The errors of this package, and how their sentences are made fit for a terminal.
-
-A message names the thing, the cause and the way out, never a value or a key.
-"""
+"""The errors of this package. A message never contains a value or a key."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ T = TypeVar("T")
 
 
 class SecretsError(Exception):
-    """What every error of this package is. `.code` is stable and fit for programs."""
+    """Base class of the errors of this package. `.code` is stable, for programs."""
 
     code: ClassVar[str] = "secrets-error"
 
@@ -50,7 +47,7 @@ class UnknownMasterKey(SecretsError):
 
 
 class CannotOpen(SecretsError):
-    """A version was tampered with or damaged. `name` and `version` are what its row says."""
+    """A version was tampered with or damaged. `name` and `version`: as in its row."""
 
     code = "cannot-open"
 
@@ -58,8 +55,8 @@ class CannotOpen(SecretsError):
         self.name = name
         self.version = version
         super().__init__(
-            f"{name} version {version} does not open: its row was damaged, moved or "
-            "tampered with; set a new value, or restore the row from a backup"
+            f"{name} version {version} cannot be decrypted: its row was damaged, moved "
+            "or tampered with; set a new value, or restore the row from a backup"
         )
 
 
@@ -83,7 +80,7 @@ class NeedsUpgrade(SecretsError):
 
 
 class CannotUpgrade(CannotOpen):
-    """What 0.x stored opens with no configured master key, or is larger than a value is."""
+    """What 0.x stored needs another master key, or is larger than a value can be."""
 
     code = "cannot-upgrade"
 
@@ -91,23 +88,21 @@ class CannotUpgrade(CannotOpen):
         self, name: object, version: object, *, is_too_large: bool = False
     ) -> None:
         super().__init__(name, version)
-        stored = f"{name} version {version} was stored by datasette-secrets 0.x and "
-        self.args = (
-            f"{stored}is larger than a value can be: set a shorter one"
-            if is_too_large
-            else f"{stored}opens with no configured key: add the key that it was stored "
-            "with to encryption-key",
-        )
+        why = "no configured key decrypts it: add its key to encryption-key"
+        if is_too_large:
+            why = "is larger than a value can be: set a shorter one"
+        stored = f"{name} version {version} was stored by datasette-secrets 0.x"
+        self.args = (f"{stored}, and {why}",)
 
 
 class MissingExtra(SecretsError):
-    """What 0.x stored can only be opened with a package that is not installed."""
+    """What 0.x stored can only be decrypted with a package that is not installed."""
 
     code = "missing-extra"
 
     def __init__(self) -> None:
         super().__init__(
-            "Bringing in what datasette-secrets 0.x stored needs the package "
+            "Upgrading what datasette-secrets 0.x stored needs the package "
             "cryptography: install 'datasette-secrets[fernet]'"
         )
 
@@ -134,10 +129,10 @@ class VersionConflict(SecretsError):
         self.actual = actual
         self.updated_at = updated_at
         self.updated_by = updated_by
-        changed = f", changed by {updated_by or 'somebody unknown'} at {updated_at} UTC"
+        who = f"{updated_by or 'somebody'} changed it at {updated_at} UTC and "
         super().__init__(
-            f"{name} is at version {actual}{changed if updated_at else ''}, "
-            f"not at version {expected}: look at it again before you change it"
+            f"{name} was not changed: {who if updated_at else ''}it is now at version "
+            f"{actual}, not {expected}. Review it, then try again"
         )
 
 
@@ -154,10 +149,10 @@ class DatabaseUnavailable(SecretsError):
 
 
 def without_frames(function: Callable[P, T]) -> Callable[P, T]:
-    """What `function` raises, without its frames, whose locals hold keys or values.
+    """Drop the frames of `function` from what it raises: they hold keys or values.
 
     With `rich` installed, Datasette prints the locals of every frame of an exception. The
-    caller's frame is not dropped: it must hold neither.
+    caller's frame stays, and must hold neither.
     """
 
     @functools.wraps(function)
@@ -174,7 +169,7 @@ def without_frames(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def printable(text: object) -> str:
-    """`text` with everything escaped that a terminal might obey or hide."""
+    """`text` with every character escaped that a terminal may interpret or hide."""
     return "".join(
         character
         if character.isprintable()

@@ -1,8 +1,4 @@
-"""A change, where it was made from, and the event that Datasette is told of it.
-
-One description of a change makes both its event and its row in the change log. Neither
-carries a value.
-"""
+"""A change, which makes both an event and a row of the log. Neither carries a value."""
 
 from __future__ import annotations
 
@@ -22,9 +18,7 @@ class SetSecret(Event):
     A new version of a secret was stored.
 
     :ivar secret: The name of the secret.
-    :type secret: str
     :ivar version: The number of the new version.
-    :type version: int
     """
 
     name: ClassVar[str] = "set-secret"
@@ -40,9 +34,7 @@ class DeleteSecret(Event):
     A secret was deleted: its newest version was marked.
 
     :ivar secret: The name of the secret.
-    :type secret: str
     :ivar version: The number of the version that was marked.
-    :type version: int
     """
 
     name: ClassVar[str] = "delete-secret"
@@ -58,9 +50,7 @@ class RestoreSecret(Event):
     A deleted secret was restored.
 
     :ivar secret: The name of the secret.
-    :type secret: str
-    :ivar version: The number of the version that counts again.
-    :type version: int
+    :ivar version: The number of its newest version.
     """
 
     name: ClassVar[str] = "restore-secret"
@@ -76,9 +66,7 @@ class DestroySecret(Event):
     The values of some versions of a secret were destroyed.
 
     :ivar secret: The name of the secret.
-    :type secret: str
     :ivar versions: The numbers of those versions.
-    :type versions: list
     """
 
     name: ClassVar[str] = "destroy-secret"
@@ -94,9 +82,7 @@ class RotateEncryptionKey(Event):
     Versions were re-wrapped with the primary master key.
 
     :ivar key_id: The id of that key.
-    :type key_id: str
     :ivar versions: How many versions were re-wrapped.
-    :type versions: int
     """
 
     name: ClassVar[str] = "rotate-encryption-key"
@@ -112,21 +98,14 @@ class UpgradeSecrets(Event):
     Versions that datasette-secrets 0.x stored were re-sealed.
 
     :ivar versions: How many versions were re-sealed.
-    :type versions: int
     """
 
     name: ClassVar[str] = "upgrade-secrets"
     versions: int
 
 
-EVENTS = (
-    SetSecret,
-    DeleteSecret,
-    RestoreSecret,
-    DestroySecret,
-    RotateEncryptionKey,
-    UpgradeSecrets,
-)
+EVENTS: tuple[type[Any], ...] = (SetSecret, DeleteSecret, RestoreSecret, DestroySecret)
+EVENTS += (RotateEncryptionKey, UpgradeSecrets)
 
 
 #: Where a change is made from: `page`, `api`, `shell`, `start`, or `plugin`, which is
@@ -152,15 +131,12 @@ class Change(NamedTuple):
         if kind is None:
             return None
         known = {"secret": self.name, "version": self.version, **(self.detail or {})}
+        own = known.keys() & {field.name for field in fields(kind)}
         event: Event = kind(
             actor={"id": actor_id} if actor_id else None,
-            **{
-                field.name: known[field.name]
-                for field in fields(kind)
-                if field.name in known
-            },
+            **{name: known[name] for name in own},
         )
         return event
 
 
-_EVENT_OF: dict[str, type[Any]] = {event.name: event for event in EVENTS}
+_EVENT_OF = {event.name: event for event in EVENTS}

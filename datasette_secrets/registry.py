@@ -61,7 +61,7 @@ class Secret:
 
 @dataclasses.dataclass
 class Registered(Secret):
-    """What the plugins that registered one name said of it, together.
+    """What one or more plugins registered under one name.
 
     The first plugin to register a name describes it. The check and the pattern are those
     of the first that has one. `registered_by`: the names of the plugins, as
@@ -90,30 +90,28 @@ async def get_secrets(datasette: Datasette) -> list[Secret]:
 
 
 async def registered_secrets(datasette: Datasette) -> list[Registered]:
-    """The same, with what is known of the plugins that registered each."""
+    """The same, with the plugins that registered each."""
     # Importing this loads every plugin, and they import this package.
     from datasette.plugins import pm
 
     by_name: dict[str, Registered] = {}
-    for plugin_name, registered in _call_each(pm, datasette):
-        for secret in await await_me_maybe(registered) or ():
+    for plugin_name, answer in _call_each(pm, datasette):
+        for secret in await await_me_maybe(answer) or ():
             if isinstance(secret, Secret) and isinstance(secret.name, str):
-                known = by_name.setdefault(secret.name, _registered(secret))
-                _add(known, secret, plugin_name)
+                _add(by_name, secret, plugin_name)
             else:
-                _complain(
-                    plugin_name,
-                    f"registered an object of type {type(secret).__name__}, which is no "
-                    "Secret with a name: left out",
+                kind = type(secret).__name__
+                problem = (
+                    f"registered an object of type {kind}, not a Secret with a name"
                 )
+                _complain(plugin_name, problem)
     return list(by_name.values()) or [EXAMPLE]
 
 
 def _call_each(pm: PluginManager, datasette: Datasette) -> Iterator[tuple[str, Any]]:
     """The name of each plugin with the hook, and what its hook returned.
 
-    In the order in which pluggy calls them. A call through pluggy would not say which
-    result is whose.
+    In pluggy's order. A call through pluggy would not tell which result is whose.
     """
     distributions = dict(pm.list_plugin_distinfo())
     for implementation in reversed(pm.hook.register_secrets.get_hookimpls()):
@@ -126,50 +124,39 @@ def _call_each(pm: PluginManager, datasette: Datasette) -> Iterator[tuple[str, A
         yield str(name), implementation.function(*arguments)
 
 
-def _registered(secret: Secret) -> Registered:
-    return Registered(
-        secret.name, secret.description, secret.obtain_url, secret.obtain_label
-    )
-
-
-def _add(known: Registered, secret: Secret, plugin_name: str) -> None:
-    """Add what one plugin said of a secret to what is known of it."""
+def _add(by_name: dict[str, Registered], secret: Secret, plugin_name: str) -> None:
+    """Add what one plugin registered to what others have registered under that name."""
+    name, url, label = secret.name, secret.obtain_url, secret.obtain_label
+    known = by_name.setdefault(name, Registered(name, secret.description, url, label))
     if plugin_name not in known.registered_by:
         known.registered_by += (plugin_name,)
     if secret.check is not None and not callable(secret.check):
-        _complain(plugin_name, f"has a check for {secret.name} that is no function")
+        _complain(plugin_name, f"has a check for {name} that is not a function")
     elif secret.check is not None and known.check is None:
         known.check, known.checked_by = secret.check, plugin_name
-    if secret.looks_like is not None and not _is_pattern(secret.looks_like):
-        _complain(
-            plugin_name,
-            f"has a looks_like for {secret.name} that is no regular expression",
-        )
-    else:
-        known.looks_like = known.looks_like or secret.looks_like
-
-
-def _is_pattern(pattern: object) -> bool:
+    if secret.looks_like is None:
+        return
     try:
-        re.compile(pattern if isinstance(pattern, str) else "[")
+        re.compile(secret.looks_like if isinstance(secret.looks_like, str) else "[")
+        known.looks_like = known.looks_like or secret.looks_like
     except re.error:
-        return False
-    return True
+        problem = f"has a looks_like for {name} that is not a regular expression"
+        _complain(plugin_name, problem)
 
 
 @functools.lru_cache(maxsize=100)
 def _complain(plugin_name: str, problem: str) -> None:
-    """Say it on stderr, once in the life of this process."""
+    """Print it on stderr, once in this process."""
     sentence = printable(f"datasette-secrets: plugin {plugin_name} {problem}")
     print(sentence, file=sys.stderr)
 
 
 def register_late_hooks(pm: PluginManager) -> None:
-    """Have `pm` know the hooks that modules got after it had looked at them.
+    """Register again each module that has hooks which `pm` has not seen.
 
-    Where a program's first import is a plugin that itself imports `datasette.plugins`
-    (datasette_enrichments, datasette_llm), that loads all plugins, this one included,
-    while it is half built: it is registered with none of the hooks that follow.
+    A program's first import may be a plugin that imports `datasette.plugins`, such as
+    datasette_llm. That loads all plugins while this module is half built, and registers
+    it without the hooks that follow.
     """
     for name, plugin in pm.list_name_plugin():
         if not isinstance(plugin, ModuleType):

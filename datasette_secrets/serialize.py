@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from . import health
+from . import health, store
 
 if TYPE_CHECKING:
-    from . import changes, database, listing, registry, rotation, store, upgrade
+    from . import changes, database, listing, registry, rotation, upgrade
     from .instance import Instance
 
 
@@ -60,20 +61,8 @@ def entry_json(entry: changes.Entry) -> dict[str, Any]:
     return {**known, "detail": entry.detail}
 
 
-_VERSION_KEYS = (
-    "version",
-    "note",
-    "key_id",
-    "created_at",
-    "created_by",
-    "updated_at",
-    "updated_by",
-    "deleted_at",
-    "deleted_by",
-    "last_used_at",
-    "last_used_by",
-    "renew_by",
-)
+# All but the id of the row, the name and the two flags.
+_VERSION_KEYS = store.Version._fields[2:-2]
 
 
 def _version_json(version: store.Version) -> dict[str, Any]:
@@ -82,7 +71,7 @@ def _version_json(version: store.Version) -> dict[str, Any]:
 
 
 def jsonable(known: object) -> object:
-    """What a damaged row holds in place of text or a number, as text."""
+    """The cell of a damaged row as text, where it is neither text nor a number."""
     return known if known is None or isinstance(known, (str, int)) else str(known)
 
 
@@ -98,40 +87,44 @@ def key_json(key: health.KeyRow) -> dict[str, Any]:
 
 def rotation_json(instance: Instance, report: rotation.Rotation) -> dict[str, Any]:
     return {
-        "ok": exit_code(report) == 0,
-        "database": database_path(instance),
-        "dry_run": report.dry_run,
+        **_report_json(instance, report),
         "to_change": report.to_change,
-        "changed": report.changed,
         "current": report.current,
-        "problems": [problem_json(each) for each in report.problems],
         "keys": keys_json(instance, report.census) if report.census else [],
-        "clean_up": clean_up_json(report.clean_up),
     }
 
 
 def upgrade_json(instance: Instance, report: upgrade.Upgrade) -> dict[str, Any]:
+    found = [{"name": name, "version": version} for name, version in report.found]
+    return {**_report_json(instance, report), "found": found}
+
+
+def _report_json(
+    instance: Instance, report: rotation.Rotation | upgrade.Upgrade
+) -> dict[str, Any]:
+    clean_up = report.clean_up
     return {
         "ok": exit_code(report) == 0,
         "database": database_path(instance),
         "dry_run": report.dry_run,
-        "found": [{"name": name, "version": version} for name, version in report.found],
         "changed": report.changed,
-        "problems": [problem_json(each) for each in report.problems],
-        "clean_up": clean_up_json(report.clean_up),
+        "problems": list(map(asdict, report.problems)),
+        "clean_up": clean_up
+        and {
+            "vacuumed": clean_up.vacuumed,
+            "log_emptied": clean_up.log_emptied,
+            "remains": clean_up.remains,
+        },
     }
 
 
 def outcome_json(report: rotation.Rotation | upgrade.Upgrade) -> dict[str, Any]:
-    """What a rotation or upgrade left, as the JSON API says it."""
-    return {
-        "complete": report.complete,
-        "problems": [
-            {key: value for key, value in problem_json(each).items() if key != "remedy"}
-            for each in report.problems
-        ],
-        "remains": report.clean_up.remains if report.clean_up else None,
-    }
+    """What a rotation or an upgrade left, in the JSON API."""
+    problems = list(map(asdict, report.problems))
+    for problem in problems:
+        del problem["remedy"]  # a command
+    remains = report.clean_up.remains if report.clean_up else None
+    return {"complete": report.complete, "problems": problems, "remains": remains}
 
 
 def status_json(
@@ -164,22 +157,12 @@ def verification_json(
         "database": database_path(instance),
         "opened": found.opened,
         "destroyed": found.destroyed,
-        "problems": [problem_json(each) for each in problems],
+        "problems": list(map(asdict, problems)),
     }
 
 
 def database_path(instance: Instance) -> str:
     return str(instance.db.path or instance.db.name)
-
-
-def problem_json(problem: rotation.Problem) -> dict[str, Any]:
-    return {
-        "name": problem.name,
-        "version": problem.version,
-        "code": problem.code,
-        "message": problem.message,
-        "remedy": problem.remedy,
-    }
 
 
 def keys_json(instance: Instance, census: rotation.Census) -> list[dict[str, Any]]:
@@ -190,23 +173,13 @@ def keys_json(instance: Instance, census: rotation.Census) -> list[dict[str, Any
 
 
 def exit_code(report: rotation.Rotation | upgrade.Upgrade) -> int:
-    """0: nothing is left to do or to mend. 1: something is wrong. 3: old copies remain."""
+    """0: done. 1: something is wrong. 3: done, but old copies remain."""
     if report.dry_run:
         return 1 if report.problems else 0
     return exit_code_of_clean_up(report.clean_up) if report.complete else 1
 
 
 def exit_code_of_clean_up(clean_up: database.CleanUp | None) -> int:
-    """3 if a clean-up, if there was one, could not do all that it was to do."""
+    """3 if the clean-up could not do all that was asked of it, otherwise 0."""
     is_clean = clean_up is None or (clean_up.log_emptied and not clean_up.failed)
     return 0 if is_clean else 3
-
-
-def clean_up_json(clean_up: database.CleanUp | None) -> dict[str, Any] | None:
-    if clean_up is None:
-        return None
-    return {
-        "vacuumed": clean_up.vacuumed,
-        "log_emptied": clean_up.log_emptied,
-        "remains": clean_up.remains,
-    }

@@ -51,7 +51,7 @@ CHECKS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "is unsure": (is_unsure, "unknown", ""),
     "fails": (fails, "unknown", "The check failed with ValueError"),
     "shows the value": (shows, "works", "is not shown"),
-    "talks nonsense": (talks_nonsense, "unknown", "returned no CheckResult"),
+    "talks nonsense": (talks_nonsense, "unknown", "did not return a CheckResult"),
 }
 WORDS = {"works": "Works", "rejected": "ejected", "unknown": "ould not"}
 EXIT_CODES = {"works": 0, "rejected": 1, "unknown": 3}

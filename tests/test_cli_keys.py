@@ -114,7 +114,7 @@ def test_what_does_not_open_stops_the_rotation_with_what_to_do(old: Console) -> 
     result = old.run("rotate-key")
     assert result.exit_code == 1
     assert "Nothing was changed; 5 versions to re-wrap" in result.stdout
-    assert "A version 1 does not open" in result.stdout
+    assert "A version 1 cannot be decrypted" in result.stdout
     assert "datasette secrets destroy A --version 1" in result.stdout
     assert "--skip-unopenable" in result.stdout
     assert old.files() == before
@@ -125,7 +125,7 @@ def test_the_rest_can_be_rotated_and_still_exits_1(old: Console) -> None:
     result = old.run("rotate-key", "--skip-unopenable")
     assert result.exit_code == 1
     assert "Re-wrapped 4 versions" in result.stdout
-    assert "A version 1 does not open" in result.stdout
+    assert "A version 1 cannot be decrypted" in result.stdout
     assert "No row here needs it" not in result.stdout
     assert old.ok("destroy", "A", "--version", "1", "--yes")
     assert "Re-wrapped 0 versions; 4 had nothing" in old.ok("rotate-key")
