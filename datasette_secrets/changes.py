@@ -1,7 +1,7 @@
-"""Makes every change in one way: one transaction, its rows read back, its log, its events.
+"""Makes every change in one transaction with its row of the log, and reads the log.
 
-A change either happens with its row in the log, or neither does. `datasette_secrets_log` is
-a record, not tamper evidence: whoever can write to the database can edit it.
+A change and its row of the log are there together, or neither is. The log is a record, not
+tamper evidence: whoever can write to the database can edit it.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ def _utc(second: int) -> str:
 class Changing:
     """One transaction: who makes it and when, and the rows that it writes.
 
-    `made`: what was done, for the log and for other plugins. A statement can succeed and
-    its effect be undone, by a trigger or a constraint that somebody else made. So what is
-    written here is read back before the transaction ends.
+    `made`: what was done, for the log and for other plugins. What is written here is read
+    back before the transaction ends, since a trigger that somebody added can undo it.
     """
 
     def __init__(
@@ -54,36 +53,27 @@ class Changing:
         self.made: list[Change] = []
         self._written: dict[tuple[str, int], Mapping[str, object] | None] = {}
 
-    def insert(self, table: str, columns: dict[str, object]) -> int:
+    def insert(self, table: str, columns: Mapping[str, object]) -> int:
         """Insert a row and return its id."""
         names, values = ", ".join(columns), ", ".join(f":{name}" for name in columns)
-        cursor = self.conn.execute(
-            f"insert into {table} ({names}) values ({values})",  # noqa: S608
-            columns,
-        )
-        row_id = int(cursor.lastrowid or 0)
+        sql = f"insert into {table} ({names}) values ({values})"  # noqa: S608
+        row_id = int(self.conn.execute(sql, columns).lastrowid or 0)
         self._written[table, row_id] = columns
         return row_id
 
     def update(self, table: str, row_id: int, columns: Mapping[str, object]) -> None:
         """Write these columns of a row."""
         names = ", ".join(f"{name} = :{name}" for name in columns)
-        self.conn.execute(
-            f"update {table} set {names} where id = :id",  # noqa: S608
-            {**columns, "id": row_id},
-        )
-        self._written[table, row_id] = {
-            **(self._written.get((table, row_id)) or {}),
-            **columns,
-        }
+        sql = f"update {table} set {names} where id = :id"  # noqa: S608
+        self.conn.execute(sql, {**columns, "id": row_id})
+        before = self._written.get((table, row_id)) or {}
+        self._written[table, row_id] = {**before, **columns}
 
     def delete(self, table: str, row_ids: Iterable[int]) -> None:
         """Delete these rows."""
+        sql = f"delete from {table} where id = :id"  # noqa: S608
         for row_id in row_ids:
-            self.conn.execute(
-                f"delete from {table} where id = :id",  # noqa: S608
-                {"id": row_id},
-            )
+            self.conn.execute(sql, {"id": row_id})
             self._written[table, row_id] = None
 
     def log(self, change: Change, row_id: int | None = None) -> int:
@@ -95,27 +85,19 @@ class Changing:
         if row_id is not None:
             self.update(schema.LOG, row_id, {"detail": detail})
             return row_id
+        version = change.version if type(change.version) is int else None
+        columns = {"at": self.at, "actor_id": self.actor_id, "via": self.via}
+        columns |= {"action": change.action, "name": change.name}
         return self.insert(
-            schema.LOG,
-            {
-                "at": self.at,
-                "actor_id": self.actor_id,
-                "via": self.via,
-                "action": change.action,
-                "name": change.name,
-                "version": change.version if type(change.version) is int else None,
-                "detail": detail,
-            },
+            schema.LOG, {**columns, "version": version, "detail": detail}
         )
 
     def read_back(self) -> None:
-        """Raises DatabaseUnavailable where a row is not as it was written."""
+        """Raise DatabaseUnavailable if a row is not as it was written."""
         for (table, row_id), columns in self._written.items():
             names = ", ".join(columns or ("id",))
-            stored = self.conn.execute(
-                f"select {names} from {table} where id = :id",  # noqa: S608
-                {"id": row_id},
-            ).fetchall()
+            sql = f"select {names} from {table} where id = :id"  # noqa: S608
+            stored = self.conn.execute(sql, {"id": row_id}).fetchall()
             expected = [] if columns is None else [tuple(columns.values())]
             if list(map(_typed, stored)) != list(map(_typed, expected)):
                 raise database.not_kept()
@@ -209,51 +191,22 @@ class Entry(NamedTuple):
         return str(self.detail.get("outcome"))
 
 
-_ENTRY = "id, at, actor_id, via, action, name, version, detail"
-
-
 async def entries(
-    db: Database, *, name: str | None = None, before: int | None = None, limit: int = -1
+    db: Database,
+    *,
+    name: str | None = None,
+    before: int | None = None,
+    limit: int = -1,
 ) -> list[Entry]:
     """The log, newest first.
 
-    `name`: only what was done to this secret. `before`: only what is older than the row
-    of this id. Raises DatabaseUnavailable.
+    `name`: only the rows of this secret. `before`: only rows older than the one with
+    this id. Raises DatabaseUnavailable.
     """
     of_name = "" if name is None else "name = :name and"
-    return await _select(
-        db,
-        f"""select {_ENTRY} from {schema.LOG} where {of_name} id <= :last
-        order by id desc limit :limit""",  # noqa: S608
-        {
-            "name": name,
-            "last": 2**63 - 1 if before is None else before - 1,
-            "limit": limit,
-        },
-    )
-
-
-async def _select(
-    db: Database, sql: str, parameters: Mapping[str, object]
-) -> list[Entry]:
-    def read_log_of_secrets(conn: sqlite3.Connection) -> list[Entry]:
-        try:
-            rows = conn.execute(sql, parameters).fetchall()
-        except sqlite3.OperationalError as error:
-            if not str(error).startswith("no such table"):
-                raise
-            return []
-        return [Entry._make([*row[:-1], _detail(row[-1])]) for row in map(tuple, rows)]
-
-    return await database.read(db, read_log_of_secrets)
-
-
-def _detail(text: object) -> dict[str, Any]:
-    try:
-        detail = json.loads(str(text))
-    except (ValueError, RecursionError):
-        return {}
-    return detail if isinstance(detail, dict) else {}
+    older = "" if before is None else "id < :before and"
+    where = f"{of_name} {older} true order by id desc limit :limit"
+    return await _select(db, where, {"name": name, "before": before, "limit": limit})
 
 
 async def newest_checks(db: Database, names: list[str]) -> dict[str, Entry]:
@@ -261,21 +214,17 @@ async def newest_checks(db: Database, names: list[str]) -> dict[str, Entry]:
 
     Not of a value that was rejected before it was stored. Raises DatabaseUnavailable.
     """
-    newest = f"""select id from {schema.LOG} where name = value and action = :{{}}
+    newest = f"""select id from {schema.LOG} where name = value and action = '{{}}-secret'
         and version is not null and id > {{}} order by id desc limit 1"""  # noqa: S608
     set_at = newest.format("set", "0")
     checked = newest.format("check", f"coalesce(({set_at}), 0)")
-    found = await _select(
-        db,
-        f"""select {_ENTRY} from {schema.LOG}
-        where id in (select ({checked}) from json_each(:names))""",  # noqa: S608
-        {"names": json.dumps(names), "set": "set-secret", "check": "check-secret"},
-    )
+    where = f"id in (select ({checked}) from json_each(:names))"  # noqa: S608
+    found = await _select(db, where, {"names": json.dumps(names)})
     return {str(entry.name): entry for entry in found}
 
 
 class Past(NamedTuple):
-    """What the log says about the versions of a secret, each by its number.
+    """What the log holds about the versions of a secret, by their numbers.
 
     `rolled_back_from`: the version whose value it has. `destroyed`: the row of the log.
     """
@@ -298,27 +247,41 @@ class Past(NamedTuple):
 
 
 async def past(db: Database, name: str) -> Past:
-    """What the log says about the versions of a secret. Raises DatabaseUnavailable."""
-    found = await _select(
-        db,
-        f"""select {_ENTRY} from {schema.LOG} where name = :name
-        and (action = :destroy or (action = :set and instr(detail, :rolled_back)))
-        order by id""",  # noqa: S608
-        {
-            "name": name,
-            "destroy": "destroy-secret",
-            "set": "set-secret",
-            "rolled_back": "rolled_back_from",
-        },
-    )
-    rolled_back_from: dict[int, int] = {}
-    destroyed: dict[object, Entry] = {}
-    for entry in found:
+    """What the log holds about the versions of a secret. Raises DatabaseUnavailable."""
+    where = """name = :name and (action = 'destroy-secret' or
+        (action = 'set-secret' and instr(detail, 'rolled_back_from'))) order by id"""
+    known = Past({}, {})
+    for entry in await _select(db, where, {"name": name}):
         origin = entry.detail.get("rolled_back_from")
         if type(origin) is int and type(entry.version) is int:
-            rolled_back_from[entry.version] = origin
+            known.rolled_back_from[entry.version] = origin
         versions = entry.detail.get("versions")
         for version in versions if isinstance(versions, list) else ():
             if isinstance(version, (int, str)):
-                destroyed[version] = entry
-    return Past(rolled_back_from, destroyed)
+                known.destroyed[version] = entry
+    return known
+
+
+async def _select(
+    db: Database, where: str, parameters: Mapping[str, object]
+) -> list[Entry]:
+    sql = f"select {', '.join(Entry._fields)} from {schema.LOG} where {where}"  # noqa: S608
+
+    def read_log_of_secrets(conn: sqlite3.Connection) -> list[Entry]:
+        try:
+            rows = conn.execute(sql, parameters).fetchall()
+        except sqlite3.OperationalError as error:
+            if not str(error).startswith("no such table"):
+                raise
+            return []
+        return [Entry._make([*row[:-1], _detail(row[-1])]) for row in map(tuple, rows)]
+
+    return await database.read(db, read_log_of_secrets)
+
+
+def _detail(text: object) -> dict[str, Any]:
+    try:
+        detail = json.loads(str(text))
+    except (ValueError, RecursionError):
+        return {}
+    return detail if isinstance(detail, dict) else {}

@@ -129,10 +129,10 @@ class VersionConflict(SecretsError):
         self.actual = actual
         self.updated_at = updated_at
         self.updated_by = updated_by
-        who = f"{updated_by or 'somebody'} changed it at {updated_at} UTC and "
+        changed = f", changed by {updated_by or 'somebody'} at {updated_at} UTC"
         super().__init__(
-            f"{name} was not changed: {who if updated_at else ''}it is now at version "
-            f"{actual}, not {expected}. Review it, then try again"
+            f"{name} is at version {actual}{changed if updated_at else ''}, "
+            f"not at version {expected}: review it, then try again"
         )
 
 

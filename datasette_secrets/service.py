@@ -1,8 +1,7 @@
 """What can be done with a secret: get, set, delete, restore, roll back, destroy.
 
-An environment variable is read before the database. `None` means "not set"; anything
-wrong raises. A value is never a local variable of a frame that can raise, or that waits
-for something that can: with `rich` installed, Datasette prints locals.
+`None` means "not set"; anything wrong raises. A value is never a local variable of a
+frame that can raise, or that waits for one: with `rich`, Datasette prints locals.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 import datetime
 import functools
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import changes, config, database, envelope, fernet, inspection, registry, store
 from .changes import Changing
@@ -23,15 +22,11 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 
+T = TypeVar("T")
+
 NAME_MAX_CHARACTERS = 128
-
-
 NOTE_MAX_CHARACTERS = 100
-
-
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-
-
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")
 
 
@@ -40,10 +35,10 @@ async def get_secret(
 ) -> str | None:
     """The value of a secret, or None when it is not set.
 
-    A non-empty environment variable `DATASETTE_SECRETS_<NAME>` counts first, then the
-    newest stored version; one that is deleted or destroyed counts as not set.
-    `secret_name`: str, registered or not. `actor_id`: the id of the actor for whom it is
-    used, recorded as `last_used_by`; None for nobody in particular.
+    A non-empty environment variable `DATASETTE_SECRETS_<NAME>` comes first, then the
+    newest stored version; None if that is deleted or destroyed. `secret_name`: registered
+    or not. `actor_id`: the actor for whom it is used, recorded as `last_used_by`; None
+    for nobody in particular.
 
     Raises NotConfigured (a version is stored, and no master key is configured),
     UnknownMasterKey (it needs another key), NeedsUpgrade (datasette-secrets 0.x stored
@@ -127,7 +122,7 @@ async def set_secret(
     _check_note(note)
     _check_renew_by(renew_by)
     if keep is not None and (type(keep) is not int or keep < 2):
-        raise InvalidSecret("keep is a number of versions, 2 or more")
+        raise InvalidSecret("keep must be a number of versions, 2 or more")
     ring = instance.settings.require_ring()
     _check_holds_no_key(name, plaintext, ring)
 
@@ -145,7 +140,7 @@ async def set_secret(
         changing.made.append(Change("set-secret", name, version, detail))
         return version
 
-    return await changes.make(datasette, instance.db, actor_id, insert_secret_version)
+    return await _change(datasette, actor_id, insert_secret_version)
 
 
 async def delete_secret(
@@ -169,8 +164,7 @@ async def delete_secret(
             changing.made.append(Change("delete-secret", name, newest.version))
         return newest.version
 
-    db = get_instance(datasette).db
-    return await changes.make(datasette, db, actor_id, delete_secret_version)
+    return await _change(datasette, actor_id, delete_secret_version)
 
 
 async def restore_secret(
@@ -198,8 +192,13 @@ async def restore_secret(
             changing.made.append(Change("restore-secret", name, newest.version))
         return newest.version
 
-    db = get_instance(datasette).db
-    return await changes.make(datasette, db, actor_id, restore_secret_version)
+    return await _change(datasette, actor_id, restore_secret_version)
+
+
+async def _change(
+    datasette: Datasette, actor_id: str | None, change: Callable[[Changing], T]
+) -> T:
+    return await changes.make(datasette, get_instance(datasette).db, actor_id, change)
 
 
 async def check_settable(
@@ -252,7 +251,7 @@ async def set_secrets(
             changing.made.append(Change("set-secret", name, stored[name]))
         return stored
 
-    return await changes.make(datasette, instance.db, actor_id, insert_secret_versions)
+    return await _change(datasette, actor_id, insert_secret_versions)
 
 
 async def set_details(
@@ -291,8 +290,7 @@ async def set_details(
             store.update(changing, newest, {**changed, **who})
         return number, list(changed)
 
-    db = get_instance(datasette).db
-    return await changes.make(datasette, db, actor_id, update_secret)
+    return await _change(datasette, actor_id, update_secret)
 
 
 _ACTIONS = {"note": "set-note", "renew_by": "set-renew-by"}
@@ -301,15 +299,15 @@ _ACTIONS = {"note": "set-note", "renew_by": "set-renew-by"}
 async def log_read(
     datasette: Datasette, name: str, version: int | None, *, actor_id: str | None = None
 ) -> None:
-    """Log that a person was shown a stored value; `version` None for the newest.
+    """Log that a stored value was printed; `version` None for the newest.
 
-    Logs nothing where the value came from the environment. Raises DatabaseUnavailable.
+    Logs nothing if the value came from the environment. Raises DatabaseUnavailable.
     """
     instance = get_instance(datasette)
     if version is None:
         if instance.environment_value(name) is not None:
             return
-        newest = await store.newest_version(instance.reader, name)
+        newest = await store.newest(instance.reader, name)
         version = newest and newest.version
     change = Change("get-secret", name, version)
     await changes.record(datasette, instance.db, actor_id, change)
@@ -346,7 +344,7 @@ async def roll_back(
         changing.made.append(Change("set-secret", name, new_version, detail))
         return new_version
 
-    return await changes.make(datasette, instance.db, actor_id, roll_back_secret)
+    return await _change(datasette, actor_id, roll_back_secret)
 
 
 async def destroy_versions(
@@ -377,9 +375,7 @@ async def destroy_versions(
         return len(destroyed)
 
     await inspection.require_sound(instance.db)
-    destroyed = await changes.make(
-        datasette, instance.db, actor_id, destroy_secret_versions
-    )
+    destroyed = await _change(datasette, actor_id, destroy_secret_versions)
     return destroyed, await clean_up(instance, vacuum=vacuum)
 
 
@@ -402,14 +398,14 @@ async def destroy_row(
         changing.made.append(Change("destroy-secret", name, version, detail))
 
     await inspection.require_sound(instance.db)
-    await changes.make(datasette, instance.db, actor_id, destroy_secret_row)
+    await _change(datasette, actor_id, destroy_secret_row)
     return await clean_up(instance, vacuum=vacuum)
 
 
 async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.CleanUp:
-    """Leave nothing of destroyed values and replaced wraps in the database's files.
+    """Remove destroyed values and replaced wraps from the database's files.
 
-    Its `remains` says in one sentence what may be left and what to do about it.
+    `remains` of what it returns names what may be left and what to do about it.
     """
     is_small = database.file_bytes(instance.db) < database.VACUUM_MAX_BYTES
     vacuum = vacuum or (instance.settings.database is None and is_small)
@@ -420,17 +416,15 @@ async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.Clea
             "traces of old ciphertext may remain in unused parts of the file: run "
             "'datasette secrets rotate-key --vacuum' when it can be rewritten"
         )
-    if not done.log_emptied and done.litestream:
-        remains.append(
-            "old ciphertext remains in the write-ahead log, which Litestream holds while "
-            "it runs: stop Litestream, run 'datasette secrets rotate-key', and start "
-            "Litestream again"
+    if not done.log_emptied:
+        holder = (
+            "Litestream holds while it runs: stop Litestream, run 'datasette secrets "
+            "rotate-key', and start Litestream again"
+            if done.litestream
+            else "another process holds: run 'datasette secrets rotate-key' again when "
+            "that has finished"
         )
-    elif not done.log_emptied:
-        remains.append(
-            "old ciphertext remains in the write-ahead log, which another process "
-            "holds: run 'datasette secrets rotate-key' again when that has finished"
-        )
+        remains.append(f"old ciphertext remains in the write-ahead log, which {holder}")
     if done.litestream:
         remains.append(
             "Litestream's folder beside the database and its replica keep older copies "
@@ -458,15 +452,16 @@ async def _check_name(datasette: Datasette, instance: Instance, name: object) ->
     is_variable = name.startswith(config.ENV_PREFIX)
     if _NAME.match(name) and not is_variable:
         return
-    if await is_registered(datasette, name) or await store.history(instance.db, name):
+    if await is_registered(datasette, name) or await store.newest(
+        instance.reader, name
+    ):
         return
-    if is_variable:
-        raise InvalidSecret(
-            f"{name} is what the environment variable of a secret is called: the secret's "
-            f"own name is {name.removeprefix(config.ENV_PREFIX)}"
-        )
     raise InvalidSecret(
-        "A name is made of letters, digits and underscores and does not begin with a digit"
+        f"{name} is the name of an environment variable. The secret's own name is "
+        f"{name.removeprefix(config.ENV_PREFIX)}"
+        if is_variable
+        else "A name is made of letters, digits and underscores, and does not begin with "
+        "a digit"
     )
 
 
@@ -475,7 +470,7 @@ def _check_holds_no_key(
 ) -> None:
     if value.contains_key_of(ring):
         raise InvalidSecret(
-            f"The value of {name} contains a master key, which is no secret to store"
+            f"The value of {name} contains a master key, which must not be stored"
         )
 
 
@@ -483,13 +478,13 @@ def _check_note(note: object) -> None:
     if note is None:
         return
     if not isinstance(note, str):
-        raise InvalidSecret("A note is text")
+        raise InvalidSecret("A note must be text")
     if len(note) > NOTE_MAX_CHARACTERS:
         raise InvalidSecret(
             f"A note has at most {NOTE_MAX_CHARACTERS} characters, not {len(note)}"
         )
     if "\0" in note or any("\ud800" <= character <= "\udfff" for character in note):
-        raise InvalidSecret("A note is valid UTF-8 without NUL")
+        raise InvalidSecret("A note must be valid UTF-8 without NUL characters")
 
 
 def _check_renew_by(renew_by: object) -> None:
@@ -500,6 +495,4 @@ def _check_renew_by(renew_by: object) -> None:
             raise ValueError
         datetime.date.fromisoformat(renew_by)
     except ValueError:
-        raise InvalidSecret(
-            "A date to renew by is YYYY-MM-DD, and one that exists"
-        ) from None
+        raise InvalidSecret("A date must exist, and be written YYYY-MM-DD") from None
