@@ -1,8 +1,8 @@
 """Keys, and the envelope in which a value is kept (format 1).
 
 The only module that touches libsodium. It knows nothing of Datasette or SQL, takes no
-nonce from a caller, and tries no key but the one that a row names (`upgrade` tries each:
-what datasette-secrets 0.x stored names none).
+nonce from a caller, and uses the key that a row names and no other. Only `upgrade` tries
+each key, since a row of datasette-secrets 0.x names none.
 
     person      = b"dsecrets-v1"             BLAKE2b personalisation, zero-padded to 16 bytes
     key_id      = hex(BLAKE2b-8(b"key-id", key=master_key, person))             16 hex digits
@@ -16,13 +16,13 @@ what datasette-secrets 0.x stored names none).
 A master key is 32 random bytes; its text form is padded Base64 (RFC 4648). The ciphers are
 libsodium's, through PyNaCl; BLAKE2b is hashlib's and randomness the operating system's.
 
-The context ties both layers to the row that they belong to. Standing at the head of the
-wrapped plaintext, it also commits the wrap to one master key: Poly1305 alone would let one
-blob be made for two keys, but under the second its first 32 bytes would have to come out
-as the context, which takes some 2**128 attempts.
+The context binds both layers to the name and version of their row. It also commits the wrap
+to one master key, because it is the head of the wrapped plaintext. With Poly1305 alone one
+blob could be made for two keys. Its first 32 bytes would then have to decrypt to the context
+under the second key as well, which takes about 2**128 attempts.
 
-The locals here are keys and values. What is raised leaves the module without the frames
-that hold them (`errors.without_frames`), since some tracebacks print locals.
+The locals here are keys and values. Some tracebacks print locals, so every error leaves this
+module without the frames that hold them (`errors.without_frames`).
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from types import ModuleType
-from typing import NamedTuple, NoReturn, Protocol
+from typing import NamedTuple, NoReturn, ParamSpec, Protocol, TypeVar
 
 from . import fernet
 from .errors import (
@@ -59,6 +60,9 @@ VALUE_MAX_BYTES = 65_536
 ENCRYPTED_MAX_BYTES = (57 + VALUE_MAX_BYTES + 16 + 2) // 3 * 4
 ENCRYPTED_MIN_BYTES = NONCE_BYTES + PADDING_BYTES + TAG_BYTES
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _PERSON = b"dsecrets-v1"
 _KEY_ID = re.compile(r"[0-9a-f]{16}\Z")
 _TO_STANDARD = str.maketrans("-_", "+/")
@@ -71,13 +75,6 @@ def _sodium() -> ModuleType:
     from nacl import bindings
 
     return bindings
-
-
-@functools.cache
-def _crypto_error() -> type[Exception]:
-    from nacl.exceptions import CryptoError
-
-    return CryptoError
 
 
 class MasterKey:
@@ -96,20 +93,20 @@ class MasterKey:
         return f"<MasterKey {self.id}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("A master key is not pickled")
+        raise TypeError("A master key cannot be pickled")
 
     @property
     def is_one_byte_repeated(self) -> bool:
-        """Whether somebody made it by hand, of equal bytes."""
+        """Whether all its bytes are equal, so that somebody made it by hand."""
         return len(set(self._key)) == 1
 
     @classmethod
     @without_frames
     def parse(cls, text: str) -> MasterKey:
-        """The key that `text` spells.
+        """The key in `text`: 32 bytes in padded Base64, 44 characters.
 
-        `text` is 32 bytes in padded Base64 (RFC 4648, either alphabet, 44 characters).
-        Raises InvalidMasterKey, which says what is wrong with it.
+        Both alphabets of RFC 4648 are accepted. Raises InvalidMasterKey, which says what is
+        wrong with it.
         """
         text = text.strip()
         if len(text) != 44 or not text.isascii():
@@ -215,7 +212,7 @@ class Plaintext:
         return "<Plaintext>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("A value is not pickled")
+        raise TypeError("A value cannot be pickled")
 
     @classmethod
     @without_frames
@@ -248,25 +245,20 @@ class Plaintext:
         """Whether one of the master keys is in the value."""
         return ring.any_appears_in(self._utf8.decode("utf-8"))
 
+    @without_frames
     def seal(self, master_key: MasterKey, name: str, version: int) -> Sealed:
-        """Seal the value as `version` of `name`, under a data key of its own."""
+        """Seal the value as `version` of `name`, under a data key of its own.
+
+        The envelope has been unsealed again and compared.
+        """
         context = _context(name, version)
         data_key = os.urandom(KEY_BYTES)
-        return Sealed(
-            ENVELOPE_VERSION,
-            master_key.id,
-            _wrap(master_key, context, data_key),
-            _encrypt(data_key, context, self._utf8),
-        )
-
-    def seal_and_unseal(self, master_key: MasterKey, name: str, version: int) -> Sealed:
-        """What `seal` returns, once it has been unsealed again and compared."""
-        sealed = self.seal(master_key, name, version)
-        wrapped_key, encrypted = check(name, version, sealed)
-        data_key = _unwrap(master_key, name, version, wrapped_key)
-        if _decrypt(data_key, name, version, encrypted).encode("utf-8") != self._utf8:
+        wrapped_key = _wrap(master_key, context, data_key)
+        encrypted = _encrypt(data_key, context, self._utf8)
+        unwrapped = _unwrap(master_key, context, wrapped_key)
+        if _decrypt(unwrapped, context, encrypted) != self._utf8:
             raise CannotOpen(name, version)
-        return sealed
+        return Sealed(ENVELOPE_VERSION, master_key.id, wrapped_key, encrypted)
 
 
 def is_key_id(text: str) -> bool:
@@ -279,46 +271,74 @@ def generate_master_key() -> str:
     return base64.urlsafe_b64encode(os.urandom(KEY_BYTES)).decode("ascii")
 
 
-@without_frames
+def _border(function: Callable[P, T]) -> Callable[P, T]:
+    """As `without_frames`, for functions of a ring, a name, a version and a row.
+
+    Raises CannotOpen for what is not authentic.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:  # whatever it is, its frames hold the same locals
+            from nacl.exceptions import CryptoError
+
+            is_damaged = isinstance(error, (CryptoError, ValueError))
+            bare = CannotOpen(args[1], args[2]) if is_damaged else error
+            bare.with_traceback(None)
+            bare.__cause__ = bare.__context__ = None
+        del args, kwargs
+        raise bare
+
+    return guarded
+
+
+@_border
 def unseal(ring: KeyRing, name: str, version: int, row: Envelope) -> str:
-    """Open `version` of `name`: its value, 0 bytes or more of UTF-8.
+    """Decrypt `version` of `name`: its value, 0 bytes or more of UTF-8.
 
     Raises UnknownMasterKey when the row names a key that is not in the ring, and
     CannotOpen when it was damaged, moved from another row, or forged.
     """
-    wrapped_key, encrypted = check(name, version, row)
+    wrapped_key, encrypted = _check(name, version, row), row.encrypted
+    if not isinstance(encrypted, bytes) or len(encrypted) < ENCRYPTED_MIN_BYTES:
+        raise CannotOpen(name, version)
     master_key = ring.find(name, version, row.key_id)
-    data_key = _recent_data_key(master_key, name, version, wrapped_key)
-    return _decrypt(data_key, name, version, encrypted)
+    context = _context(name, version)
+    data_key = _recent_data_key(master_key, context, wrapped_key)
+    return _decrypt(data_key, context, encrypted).decode("utf-8")
 
 
-@without_frames
+@_border
 def unwrap(ring: KeyRing, name: str, version: int, row: Envelope) -> None:
-    """Prove that the wrapped data key opens; the value is not looked at.
+    """Prove that the data key can be unwrapped; the value is not looked at.
 
     Raises as `unseal` does.
     """
-    wrapped_key = check_wrap(name, version, row)
-    _unwrap(ring.find(name, version, row.key_id), name, version, wrapped_key)
+    wrapped_key = _check(name, version, row)
+    master_key = ring.find(name, version, row.key_id)
+    _unwrap(master_key, _context(name, version), wrapped_key)
 
 
-@without_frames
+@_border
 def rewrap(ring: KeyRing, name: str, version: int, row: Envelope) -> bytes:
     """The row's data key wrapped by the primary key: a new `wrapped_key`, 104 bytes.
 
     It has been unwrapped again, so that it can be written over the old one. The value is
     neither looked at nor changed. Raises as `unseal` does.
     """
-    wrapped_key = check_wrap(name, version, row)
+    wrapped_key = _check(name, version, row)
     master_key = ring.find(name, version, row.key_id)
-    data_key = _unwrap(master_key, name, version, wrapped_key)
-    rewrapped_key = _wrap(ring.primary, _context(name, version), data_key)
-    if _unwrap(ring.primary, name, version, rewrapped_key) != data_key:
+    context = _context(name, version)
+    data_key = _unwrap(master_key, context, wrapped_key)
+    rewrapped_key = _wrap(ring.primary, context, data_key)
+    if _unwrap(ring.primary, context, rewrapped_key) != data_key:
         raise CannotOpen(name, version)
     return rewrapped_key
 
 
-@without_frames
+@_border
 def reseal(
     ring: KeyRing, name: str, version: int, row: Envelope, new_version: int
 ) -> Sealed:
@@ -326,44 +346,35 @@ def reseal(
 
     It has been unsealed again and compared. Raises as `unseal` does.
     """
-    wrapped_key, encrypted = check(name, version, row)
-    master_key = ring.find(name, version, row.key_id)
-    data_key = _unwrap(master_key, name, version, wrapped_key)
-    value = _decrypt(data_key, name, version, encrypted)
-    plaintext = Plaintext(value.encode("utf-8"))
-    return plaintext.seal_and_unseal(ring.primary, name, new_version)
+    value = unseal(ring, name, version, row)
+    return Plaintext(value.encode("utf-8")).seal(ring.primary, name, new_version)
 
 
 @without_frames
-def upgrade(ring: KeyRing, name: object, version: object, token: object) -> Sealed:
+def upgrade(ring: KeyRing, name: str, version: int, token: object) -> Sealed:
     """The value that 0.x stored, sealed under the primary key as `version` of `name`.
 
     `token`: what the row holds, or the size of what is too large. Raises MissingExtra, and
-    CannotUpgrade when no key of the ring opens it, it is too large or the row is damaged.
+    CannotUpgrade when no key of the ring decrypts it, it is too large or the row is damaged.
     """
     fernet.require_fernet()
     is_too_large = isinstance(token, int) and token > ENCRYPTED_MAX_BYTES
-    if (
-        type(name) is str
-        and type(version) is int
-        and 0 < version < 2**63
-        and isinstance(token, (bytes, str))
-    ):
-        for master_key in ring:
-            try:
-                utf8 = fernet.decrypt(master_key._key, token)
-                utf8.decode("utf-8")
-            except ValueError:
-                continue
+    for master_key in ring:
+        with suppress(ValueError):
+            utf8 = fernet.decrypt(master_key._key, token)
+            utf8.decode("utf-8")
             is_too_large = len(utf8) > VALUE_MAX_BYTES
-            if is_too_large:
-                break
-            return Plaintext(utf8).seal_and_unseal(ring.primary, name, version)
+            if not is_too_large and _is_version(name, version):
+                return Plaintext(utf8).seal(ring.primary, name, version)
     raise CannotUpgrade(name, version, is_too_large=is_too_large)
 
 
-def check_wrap(name: object, version: object, row: Envelope) -> bytes:
-    """The wrapped key, if it can be that of an intact envelope; the value is not looked at.
+def _is_version(name: object, version: object) -> bool:
+    return isinstance(name, str) and isinstance(version, int) and 0 < version < 2**63
+
+
+def _check(name: str, version: int, row: Envelope) -> bytes:
+    """The wrapped key, of a length that can be sliced.
 
     Raises CannotOpen for a row that no envelope of format 1 can have.
     """
@@ -372,24 +383,10 @@ def check_wrap(name: object, version: object, row: Envelope) -> bytes:
         row.envelope_version != ENVELOPE_VERSION
         or not isinstance(wrapped_key, bytes)
         or len(wrapped_key) != WRAPPED_KEY_BYTES
-        or not isinstance(name, str)
-        or not isinstance(version, int)
-        or not 0 < version < 2**63
+        or not _is_version(name, version)
     ):
         raise CannotOpen(name, version)
     return wrapped_key
-
-
-def check(name: object, version: object, row: Envelope) -> tuple[bytes, bytes]:
-    """The wrapped key and the encrypted value, if they can be of an intact envelope.
-
-    Raises CannotOpen for a row that no envelope of format 1 can have.
-    """
-    wrapped_key = check_wrap(name, version, row)
-    encrypted = row.encrypted
-    if not isinstance(encrypted, bytes) or len(encrypted) < ENCRYPTED_MIN_BYTES:
-        raise CannotOpen(name, version)
-    return wrapped_key, encrypted
 
 
 _CONTEXT_HASH = hashlib.blake2b(digest_size=CONTEXT_BYTES, person=_PERSON)
@@ -404,28 +401,26 @@ def _context(name: str, version: int) -> bytes:
     return context.digest()
 
 
+# Below, what is not authentic raises PyNaCl's CryptoError or a ValueError; see `_border`.
+
+
 def _wrap(master_key: MasterKey, context: bytes, data_key: bytes) -> bytes:
     nonce = os.urandom(NONCE_BYTES)
     body: bytes = _sodium().crypto_secretbox(context + data_key, nonce, master_key._key)
     return nonce + body
 
 
-def _unwrap(
-    master_key: MasterKey, name: str, version: int, wrapped_key: bytes
-) -> bytes:
-    try:
-        plain: bytes = _sodium().crypto_secretbox_open(
-            wrapped_key[NONCE_BYTES:], wrapped_key[:NONCE_BYTES], master_key._key
-        )
-    except _crypto_error():
-        raise CannotOpen(name, version) from None
-    if plain[:CONTEXT_BYTES] != _context(name, version):
-        raise CannotOpen(name, version)
+def _unwrap(master_key: MasterKey, context: bytes, wrapped_key: bytes) -> bytes:
+    plain: bytes = _sodium().crypto_secretbox_open(
+        wrapped_key[NONCE_BYTES:], wrapped_key[:NONCE_BYTES], master_key._key
+    )
+    if plain[:CONTEXT_BYTES] != context:
+        raise ValueError("the wrap belongs to another row")
     return plain[CONTEXT_BYTES:]
 
 
-# The wraps that were opened last. Whoever can read this memory can read the master key,
-# which opens them all; a wrap that is no longer stored is never looked up here.
+# The wraps that were unwrapped last. Whoever can read this memory can read the master key,
+# which unwraps them all. A wrap that is no longer stored is never looked up here.
 _recent_data_key = functools.lru_cache(maxsize=256)(_unwrap)
 
 
@@ -438,16 +433,10 @@ def _encrypt(data_key: bytes, context: bytes, utf8: bytes) -> bytes:
     return nonce + body
 
 
-def _decrypt(data_key: bytes, name: str, version: int, encrypted: bytes) -> str:
+def _decrypt(data_key: bytes, context: bytes, encrypted: bytes) -> bytes:
     sodium = _sodium()
-    try:
-        padded = sodium.crypto_aead_xchacha20poly1305_ietf_decrypt(
-            encrypted[NONCE_BYTES:],
-            _context(name, version),
-            encrypted[:NONCE_BYTES],
-            data_key,
-        )
-        utf8: bytes = sodium.sodium_unpad(padded, PADDING_BYTES)
-        return utf8.decode("utf-8")
-    except (_crypto_error(), UnicodeDecodeError):
-        raise CannotOpen(name, version) from None
+    padded = sodium.crypto_aead_xchacha20poly1305_ietf_decrypt(
+        encrypted[NONCE_BYTES:], context, encrypted[:NONCE_BYTES], data_key
+    )
+    utf8: bytes = sodium.sodium_unpad(padded, PADDING_BYTES)
+    return utf8

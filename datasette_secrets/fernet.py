@@ -1,8 +1,8 @@
-"""Opens what datasette-secrets 0.x stored, for the one command that brings it in.
+"""Decrypts what datasette-secrets 0.x stored, for the upgrade.
 
 That was Fernet (https://github.com/fernet/spec): AES-128-CBC and HMAC-SHA-256 under the
 two halves of the 32-byte key, bound to no name and no version. Nothing is ever written in
-this form, and no running server opens it. `cryptography` is an optional dependency, and
+this form, and no read of a secret decrypts it. `cryptography` is an optional dependency,
 imported at first use.
 """
 
@@ -14,7 +14,7 @@ from .errors import MissingExtra
 
 
 def require_fernet() -> None:
-    """Raise MissingExtra unless tokens can be opened here."""
+    """Raise MissingExtra unless `cryptography` is installed."""
     try:
         import cryptography.fernet  # noqa: F401
     except ImportError:
@@ -32,16 +32,18 @@ def way_out(*, is_configured: bool) -> str:
     return "run 'datasette secrets upgrade'"
 
 
-def decrypt(master_key: bytes, token: bytes | str) -> bytes:
+def decrypt(master_key: bytes, token: object) -> bytes:
     """The value in a token of 0.x.
 
-    `master_key`: 32 bytes. Call `require_fernet` first. Raises ValueError when this key
-    does not open it.
+    `master_key`: 32 bytes. Call `require_fernet` first. Raises ValueError when it is no
+    token of this key.
     """
     from cryptography.fernet import Fernet, InvalidToken
 
     if isinstance(token, str):
         token = token.encode("utf-8", "replace")
+    if not isinstance(token, bytes):
+        raise ValueError
     try:
         return Fernet(base64.urlsafe_b64encode(master_key)).decrypt(token)
     except InvalidToken:
