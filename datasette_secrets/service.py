@@ -279,8 +279,9 @@ async def set_details(
             for column, detail in details.items()
             if (detail or None) != (stored[column] or None)
         }
+        known = expected or {}
         for column in changed:
-            if expected and (expected[column] or None) != (stored[column] or None):
+            if (known.get(column, stored[column]) or None) != (stored[column] or None):
                 at, by = newest.updated_at, newest.updated_by
                 raise VersionConflict(name, number, number, at, by)
             detail = {column: changed[column]} if column == "renew_by" else None

@@ -66,7 +66,8 @@ FOLDERS = {
         {"web.secrets"},
         {"web.encryption", "web.log"},
         {"web.answer"},
-        {"web.present", "web.request"},
+        {"web.present"},
+        {"web.request"},
     ],
 }
 LOAD_EVERY_PLUGIN = ("datasette.app", "datasette.cli", "datasette.plugins")

@@ -162,7 +162,10 @@ async def test_a_date_is_changed_and_cleared_without_a_value(visitor: Visitor) -
     assert await renew_by() is None
     await visitor.post("/KEY", secret=GOOD, renew_by="2031-01-02")
     # The date of the value before stands in the form, and is not one for the new value.
-    await visitor.post("/KEY", secret=GOOD, renew_by="2031-01-02")
+    shown = {"renew_by": "2031-01-02", "expected_renew_by": "2031-01-02"}
+    form = (await visitor.get("/KEY")).text
+    assert 'name="expected_renew_by" value="2031-01-02"' in form
+    await visitor.post("/KEY", secret=GOOD, **shown)
     assert await renew_by() is None
     sent = {"value": GOOD, "renew_by": "2033-01-02"}
     await post_json(visitor, "/KEY/-/set", sent)

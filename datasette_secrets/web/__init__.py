@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .actions import check_page, delete_page, destroy_page, restore_page, rollback_page
-from .answer import LIST, is_allowed
+from .answer import is_allowed
 from .encryption import rotate_page, upgrade_page
 from .log import log_page
+from .request import LIST
 from .secrets import add_page, list_page, secret_page, set_page
 
 if TYPE_CHECKING:

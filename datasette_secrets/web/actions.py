@@ -1,228 +1,125 @@
-"""What is asked again before it is done: delete, restore, roll back, destroy.
+"""Delete, restore, roll back, destroy and test a secret.
 
-`GET` shows what the action will do, `POST` does it.
+All but the test ask first: `GET` shows what will happen, `POST` does it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from datasette.utils.asgi import Request, Response
+from datasette.utils.asgi import Response
 
-from .. import changes, checks, health, service, store
+from .. import checks, service
 from ..errors import InvalidSecret
-from ..instance import get_instance
 from . import present
-from .answer import Done, as_sentence, change, not_allowed, page, view
-from .request import Body, Refused, actor_id, method, number, secret_name, wants_json
-from .secrets import describe, expected, history_rows, require, show_secret
+from .answer import Done, as_sentence, form, page
+from .request import Refused, Visit
+from .secrets import describe, history_rows, show_secret
 
 if TYPE_CHECKING:
-    from datasette.app import Datasette
-
-    Act = Callable[[Datasette, Request, str, Body], Awaitable[Done]]
+    from collections.abc import Awaitable, Callable
 
 
-@view("GET", "POST")
-async def delete_page(datasette: Datasette, request: Request) -> Response:
-    """`/-/secrets/NAME/-/delete`"""
-    return await _page(datasette, request, "delete", ("expected_version",), _delete)
+def _done(visit: Visit, said: str, /, **content: Any) -> Done:
+    return Done(said, visit.secret_url, {"name": visit.name, **content})
 
 
-@view("GET", "POST")
-async def restore_page(datasette: Datasette, request: Request) -> Response:
-    """`/-/secrets/NAME/-/restore`"""
-    return await _page(datasette, request, "restore", ("expected_version",), _restore)
-
-
-@view("GET", "POST")
-async def rollback_page(datasette: Datasette, request: Request) -> Response:
-    """`/-/secrets/NAME/-/rollback`"""
-    fields = ("version", "expected_version")
-    return await _page(datasette, request, "rollback", fields, _roll_back)
-
-
-@view("GET", "POST")
-async def destroy_page(datasette: Datasette, request: Request) -> Response:
-    """`/-/secrets/NAME/-/destroy`"""
-    fields = ("version", "versions")
-    return await _page(datasette, request, "destroy", fields, _destroy)
-
-
-@view("POST")
-async def check_page(datasette: Datasette, request: Request) -> Response:
-    """`POST /-/secrets/NAME/-/check`: give the value to the check of its plugin."""
-    name = secret_name(request)
-
-    async def show_form(**what: Any) -> Response:
-        return await show_secret(datasette, request, name, **what)
-
-    async def perform(sent: Body) -> Done:
-        result = await checks.check_stored(datasette, name, actor_id=actor_id(request))
-        return _done(
-            datasette,
-            name,
-            f"{name} was tested. {describe(result)}",
-            outcome=result.outcome,
-            message=result.message,
-        )
-
-    await require(datasette, name)
-    return await change(datasette, request, (), perform, show_form)
-
-
-async def _page(
-    datasette: Datasette,
-    request: Request,
-    action: str,
-    fields: tuple[str, ...],
-    act: Act,
-) -> Response:
-    name = secret_name(request)
-
-    async def show_form(**what: Any) -> Response:
-        return await _confirmation(datasette, request, name, action, **what)
-
-    async def perform(sent: Body) -> Done:
-        return await act(datasette, request, name, sent)
-
-    if method(request) == "GET":
-        if wants_json(request):
-            raise not_allowed("POST")
-        return await show_form()
-    await require(datasette, name)
-    return await change(datasette, request, fields, perform, show_form)
-
-
-async def _delete(
-    datasette: Datasette, request: Request, name: str, sent: Body
-) -> Done:
-    version = await service.delete_secret(
-        datasette,
-        name,
-        actor_id=actor_id(request),
-        expected_version=number(sent, "expected_version"),
+async def _mark(act: Callable[..., Awaitable[int]], done: str, visit: Visit) -> Done:
+    version = await act(
+        visit.datasette,
+        visit.name,
+        actor_id=visit.actor_id,
+        expected_version=visit.sent.number("expected_version"),
     )
-    return _done(datasette, name, f"Secret {name} deleted", version=version)
+    return _done(visit, f"Secret {visit.name} {done}", version=version)
 
 
-async def _restore(
-    datasette: Datasette, request: Request, name: str, sent: Body
-) -> Done:
-    version = await service.restore_secret(
-        datasette,
-        name,
-        actor_id=actor_id(request),
-        expected_version=number(sent, "expected_version"),
-    )
-    return _done(datasette, name, f"Secret {name} restored", version=version)
-
-
-async def _roll_back(
-    datasette: Datasette, request: Request, name: str, sent: Body
-) -> Done:
-    earlier = number(sent, "version")
+async def _roll_back(visit: Visit) -> Done:
+    earlier = visit.sent.number("version")
     if earlier is None:
-        raise InvalidSecret("Say which version to roll back to")
+        raise InvalidSecret("Select a version to roll back to")
     version = await service.roll_back(
-        datasette,
-        name,
+        visit.datasette,
+        visit.name,
         earlier,
-        actor_id=actor_id(request),
-        expected_version=number(sent, "expected_version"),
+        actor_id=visit.actor_id,
+        expected_version=visit.sent.number("expected_version"),
     )
-    message = f"Secret {name} rolled back to version {earlier}, as version {version}"
-    return _done(datasette, name, message, version=version)
+    message = (
+        f"Secret {visit.name} rolled back to version {earlier}, as version {version}"
+    )
+    return _done(visit, message, version=version)
 
 
-async def _destroy(
-    datasette: Datasette, request: Request, name: str, sent: Body
-) -> Done:
-    instance = get_instance(datasette)
-    stored = {
-        str(each.version): each.version
-        for each in await store.history(instance.db, name)
-    }
-    asked = sent.all("versions") + sent.all("version")
-    if not asked:
+async def _destroy(visit: Visit) -> Done:
+    versions = list(dict.fromkeys(visit.sent.numbers("versions", "version")))
+    if not versions:
         raise InvalidSecret("Select at least one version")
-    if not all(type(each) in (int, str) and str(each) in stored for each in asked):
-        raise InvalidSecret(f"{name} has no such version")
-    versions = list(dict.fromkeys(stored[str(each)] for each in asked))
     destroyed, cleaned = await service.destroy_versions(
-        datasette, name, versions, actor_id=actor_id(request)
+        visit.datasette, visit.name, versions, actor_id=visit.actor_id
     )
-    return _done(
-        datasette,
-        name,
-        f"{present.enumerate_versions(versions).capitalize()} of {name} destroyed",
-        warnings=[as_sentence(cleaned.remains)] if cleaned.remains else [],
+    done = _done(
+        visit,
+        f"{present.enumerate_versions(versions).capitalize()} of {visit.name} destroyed",
         versions=versions,
         destroyed=destroyed,
         remains=cleaned.remains,
     )
+    warnings = [as_sentence(cleaned.remains)] if cleaned.remains else []
+    return done._replace(warnings=warnings)
 
 
-def _done(
-    datasette: Datasette,
-    name: str,
-    said: str,
-    *,
-    warnings: list[str] | None = None,
-    **content: Any,
-) -> Done:
-    url = present.secret_url(datasette, name)
-    return Done({"name": name, **content}, said, url, warnings or [])
+async def _test(visit: Visit) -> Done:
+    result = await checks.check_stored(
+        visit.datasette, visit.name, actor_id=visit.actor_id
+    )
+    return _done(
+        visit,
+        f"{visit.name} was tested. {describe(result)}",
+        outcome=result.outcome,
+        message=result.message,
+    )
 
 
-async def _confirmation(
-    datasette: Datasette,
-    request: Request,
-    name: str,
-    action: str,
-    *,
-    sent: Body | None = None,
-    error: str = "",
-    status: int = 200,
-) -> Response:
-    """The page that says what an action will do, and does it on a POST."""
-    listed = await require(datasette, name)
-    instance = get_instance(datasette)
-    history = await store.history(instance.db, name)
-    if not history:
-        raise InvalidSecret(f"Nothing is stored for {name}")
-    past = await changes.past(instance.db, name)
-    rows = history_rows(instance, history, past)
-    asked = sent.all("version") if sent else request.args.getlist("version")
-    chosen = {str(version) for version in asked}
-    if request.args.get("old"):
+async def _confirm(action: str, visit: Visit) -> Response:
+    """The page that says what an action will do."""
+    secret = await visit.secret()
+    rows = await history_rows(visit)
+    if not rows:
+        raise InvalidSecret(f"Nothing is stored for {visit.name}")
+    chosen = visit.sent.texts("version") or set(visit.request.args.getlist("version"))
+    if visit.argument("old"):
         chosen |= {str(row.of.version) for row in rows if not row.is_newest}
     earlier = next((row for row in rows if str(row.of.version) in chosen), None)
-    if (
-        action == "rollback"
-        and not error
-        and (earlier is None or earlier.of.is_destroyed)
-    ):
-        raise Refused(404, f"{name} has no such version to roll back to")
+    can_roll_back = earlier is not None and not earlier.of.is_destroyed
+    if action == "rollback" and not can_roll_back and not visit.error:
+        raise Refused(404, f"{visit.name} has no such version to roll back to")
     return await page(
-        datasette,
-        request,
+        visit,
         action,
-        {
-            "show": await present.presenter(
-                datasette, history, past.destroyed.values()
-            ),
-            "secret": listed,
-            "rows": [row for row in rows if not row.of.is_destroyed],
-            "newest": rows[0],
-            "earlier": earlier,
-            "chosen": chosen,
-            "action": action,
-            "expected_version": expected(history),
-            "missing_configuration": instance.settings.missing,
-            "read_only": health.why_read_only(instance),
-            "error": error,
-        },
-        status=status,
+        [secret.used, *(row.of for row in rows)],
+        action=action,
+        secret=secret,
+        rows=[row for row in rows if not row.of.is_destroyed],
+        newest=rows[0],
+        earlier=earlier,
+        chosen=chosen,
     )
+
+
+def _action(
+    name: str, perform: Callable[[Visit], Awaitable[Done]], *fields: str
+) -> Any:
+    return form(partial(_confirm, name), perform, *fields, of_secret=True)
+
+
+delete_page = _action(
+    "delete", partial(_mark, service.delete_secret, "deleted"), "expected_version"
+)
+restore_page = _action(
+    "restore", partial(_mark, service.restore_secret, "restored"), "expected_version"
+)
+rollback_page = _action("rollback", _roll_back, "version", "expected_version")
+destroy_page = _action("destroy", _destroy, "version", "versions")
+check_page = form(show_secret, _test, methods=["POST"], of_secret=True)

@@ -6,15 +6,14 @@ exception out: with `rich` installed, Datasette prints the locals of every frame
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datasette.utils import await_me_maybe
 from datasette.utils.asgi import Request, Response
 
-from .. import config
+from .. import config, database, health
 from ..errors import (
     CannotOpen,
     DatabaseUnavailable,
@@ -25,41 +24,28 @@ from ..errors import (
 )
 from ..events import via
 from . import present
-from .request import Body, Refused, method, read_fields, wants_json
+from .request import Refused, Visit, read
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
     View = Callable[[Datasette, Request], Awaitable[Response]]
-    Perform = Callable[[Body], Awaitable["Done"]]
-    ShowForm = Callable[..., Awaitable[Response]]
+    Show = Callable[[Visit], Awaitable[Response]]
+    Perform = Callable[[Visit], Awaitable["Done"]]
 
 
-LIST = "/-/secrets"
-
-
-_TEMPLATES = "datasette_secrets"
-
-
-_STATUSES: tuple[tuple[type[SecretsError], int], ...] = (
-    (VersionConflict, 409),
-    (NeedsUpgrade, 409),
-    (UnknownMasterKey, 409),
-    (CannotOpen, 409),
-    (DatabaseUnavailable, 503),
-)
-
+_CONFLICTS = (VersionConflict, NeedsUpgrade, UnknownMasterKey, CannotOpen)
 
 _HEADINGS = {404: "Not found", 500: "Something went wrong", 503: "Not available"}
 
 
 class Done(NamedTuple):
-    """What a change did: an object for a program; a message and a page for a browser."""
+    """What a change did: a message and a page for a browser, an object for a program."""
 
-    content: dict[str, Any]
     message: str
     url: str
-    warnings: list[str]
+    content: dict[str, Any]
+    warnings: Sequence[str] = ()
 
 
 async def is_allowed(datasette: Datasette, actor: dict[str, Any] | None) -> bool:
@@ -67,17 +53,22 @@ async def is_allowed(datasette: Datasette, actor: dict[str, Any] | None) -> bool
     return bool(await datasette.allowed(action="manage-secrets", actor=actor))
 
 
-def view(*methods: str) -> Callable[[View], View]:
+def view(*methods: str) -> Callable[[Show], View]:
     """A view for these methods that checks the permission and lets no exception out."""
 
-    def decorate(view: View) -> View:
-        @functools.wraps(view)
+    def decorate(show: Show) -> View:
         async def guarded(datasette: Datasette, request: Request) -> Response:
-            token = via.set("api" if wants_json(request) else "page")
+            visit = Visit(datasette, request)
+            token = via.set("api" if visit.wants_json else "page")
             try:
-                response = await _answer(view, methods, datasette, request)
+                if not await is_allowed(datasette, request.actor):
+                    response = await _forbidden(visit)
+                elif visit.method not in methods:
+                    raise not_allowed(*methods)
+                else:
+                    response = await show(visit)
             except Exception as error:  # see the top of this module
-                response = await _error(datasette, request, error)
+                response = await _error(visit, error)
             finally:
                 via.reset(token)
             return _uncached(response)
@@ -87,43 +78,52 @@ def view(*methods: str) -> Callable[[View], View]:
     return decorate
 
 
-async def _answer(
-    view: View, methods: tuple[str, ...], datasette: Datasette, request: Request
-) -> Response:
-    if not await is_allowed(datasette, request.actor):
-        return await _forbidden(datasette, request)
-    if method(request) not in methods:
-        raise not_allowed(*methods)
-    return await view(datasette, request)
-
-
-async def change(
-    datasette: Datasette,
-    request: Request,
-    fields: tuple[str, ...],
+def form(
+    show: Show,
     perform: Perform,
-    show_form: ShowForm,
-) -> Response:
-    """Answer a form or a JSON object that asks for a change.
+    *fields: str,
+    methods: Sequence[str] = ("GET", "POST"),
+    of_secret: bool = False,
+    refuses_programs: bool = True,
+) -> View:
+    """A view whose `GET` shows a form and whose `POST` makes the change.
 
-    `fields`: those that an object may have. `perform` makes the change and says what it
-    did. `show_form(sent=…, error=…, status=…)`: where a browser's change is refused, the
-    page of the form with the reason.
+    `perform`, `fields` as for `change`. `of_secret`: only for one that is there.
+    `refuses_programs`: a form is nothing for them to get.
     """
-    sent = None
+
+    @view(*methods)
+    async def answer(visit: Visit) -> Response:
+        if visit.method != "GET":
+            if of_secret:
+                await visit.secret()
+            return await change(visit, show, perform, *fields)
+        if visit.wants_json and refuses_programs:
+            raise not_allowed("POST")
+        return await show(visit)
+
+    return answer
+
+
+async def change(visit: Visit, show: Show, perform: Perform, *fields: str) -> Response:
+    """Answer a form, or a JSON object with some of these fields, that asks for a change.
+
+    `perform` makes the change and says what it did. `show`: the page of the form, where a
+    browser's change is refused.
+    """
     try:
-        sent = await read_fields(request, *fields)
-        done = await perform(sent)
+        visit.sent = await read(visit, *fields)
+        done = await perform(visit)
     except (SecretsError, Refused) as error:
-        if wants_json(request):
+        if visit.wants_json:
             raise
-        status, sentence = await explain(datasette, error)
-        return await show_form(sent=sent, error=sentence, status=status)
-    if wants_json(request):
-        return json_response({"ok": True, **done.content})
-    datasette.add_message(request, done.message)
+        visit.status, visit.error = await _explain(visit, error)
+        return await show(visit)
+    if visit.wants_json:
+        return json_response(done.content)
+    visit.datasette.add_message(visit.request, done.message)
     for warning in done.warnings:
-        datasette.add_message(request, warning, datasette.WARNING)
+        visit.datasette.add_message(visit.request, warning, visit.datasette.WARNING)
     response: Response = Response.redirect(done.url)
     return response
 
@@ -136,72 +136,67 @@ def _uncached(response: Response) -> Response:
     return response
 
 
-async def _forbidden(datasette: Datasette, request: Request) -> Response:
+async def _forbidden(visit: Visit) -> Response:
     """A refusal. To a browser it is the one of `forbidden` plugins, a sign-in page say."""
     from datasette.plugins import pm
 
     message = "Permission denied: this needs manage-secrets"
-    if not wants_json(request):
-        if not request.actor:
+    if not visit.wants_json:
+        if not visit.request.actor:
             message += (
                 ". You are not signed in. Sign in as an actor who has it, or start "
                 "Datasette with --root and open the link that it prints"
             )
         for answer in pm.hook.forbidden(
-            datasette=datasette, request=request, message=message
+            datasette=visit.datasette, request=visit.request, message=message
         ):
             response: Response | None = await await_me_maybe(answer)
             if response is not None:
                 return response
-    return json_error(message, 403)
+    return _json_error(message, 403)
 
 
-async def _error(datasette: Datasette, request: Request, error: Exception) -> Response:
-    status, sentence = await explain(datasette, error)
-    headers = getattr(error, "headers", None)
-    if wants_json(request):
-        return json_error(sentence, status, headers=headers)
+async def _error(visit: Visit, error: Exception) -> Response:
+    visit.status, visit.error = await _explain(visit, error)
+    headers = getattr(error, "headers", None) or {}
+    if visit.wants_json:
+        return _json_error(visit.error, visit.status, headers)
+    heading = _HEADINGS.get(visit.status, "Not done")
     try:
-        response = await page(
-            datasette,
-            request,
-            "error",
-            {"sentence": sentence, "heading": _HEADINGS.get(status, "Not done")},
-            status=status,
-        )
+        response = await page(visit, "error", heading=heading)
     except Exception as second:  # see the top of this module
         _report(second)
-        response = Response.text(sentence, status=status)
-    response.headers.update(headers or {})
+        response = Response.text(visit.error, status=visit.status)
+    response.headers.update(headers)
     return response
 
 
-async def explain(datasette: Datasette, error: Exception) -> tuple[int, str]:
+async def _explain(visit: Visit, error: Exception) -> tuple[int, str]:
     """The status and the sentence for an error. Nothing of an unexpected one is shown."""
     if isinstance(error, Refused):
         return error.status, str(error)
-    if isinstance(error, VersionConflict):
-        return 409, await _explain_conflict(datasette, error)
+    if isinstance(error, VersionConflict) and error.updated_at:
+        return 409, await _explain_conflict(visit, error)
+    if isinstance(error, DatabaseUnavailable):
+        return 503, str(error)
     if isinstance(error, SecretsError):
-        status = next(
-            (code for kind, code in _STATUSES if isinstance(error, kind)), 400
-        )
-        return status, str(error)
+        return 409 if isinstance(error, _CONFLICTS) else 400, str(error)
     _report(error)
-    return 500, "Something went wrong; the server's log names what"
+    return 500, "Something went wrong. See the server's log"
 
 
-async def _explain_conflict(datasette: Datasette, error: VersionConflict) -> str:
-    """Who was first, and when. Nothing of what was sent in vain."""
-    if not error.updated_at:
-        return str(error)
-    ids = {error.updated_by} if error.updated_by else set()
-    names = await present.actor_names(datasette, ids)
-    who = names.get(error.updated_by or "", error.updated_by or "somebody unknown")
+async def _explain_conflict(visit: Visit, error: VersionConflict) -> str:
+    """Who was first, and when. Nothing of what was sent."""
+    by = error.updated_by
+    who = await present.actor_names(visit.datasette, {by} if by else set())
+    done, edited = f"saved version {error.actual}", f"version {error.expected}"
+    if error.expected == error.actual:
+        done, edited = "changed the note or the date", "it"
+    elif not error.expected:
+        edited = "a new secret"
     return (
-        f"Nothing was changed: {who} saved version {error.actual} of {error.name} at "
-        f"{error.updated_at} UTC while you were editing "
-        f"{f'version {error.expected}' if error.expected else 'a new secret'}. Review "
+        f"Nothing was changed: {who.get(by or '', by or 'somebody unknown')} {done} of "
+        f"{error.name} at {error.updated_at} UTC while you were editing {edited}. Review "
         "it, then try again"
     )
 
@@ -211,29 +206,38 @@ def _report(error: Exception) -> None:
 
 
 async def page(
-    datasette: Datasette,
-    request: Request,
-    template: str,
-    context: dict[str, Any],
-    *,
-    status: int = 200,
+    visit: Visit, template: str, people: Iterable[object] = (), **context: Any
 ) -> Response:
-    """A page. Its context can be looked at with `?_context=1`, so it never has a value."""
-    known = {"list_url": datasette.urls.path(LIST), "plugin": config.PLUGIN}
-    html = await datasette.render_template(
-        f"{_TEMPLATES}/{template}.html", {**known, **context}, request=request
+    """A page. Its context can be looked at with `?_context=1`, so it never has a value.
+
+    `people`: the versions, last uses and rows of the log whose people it names.
+    """
+    instance = visit.instance
+    html = await visit.datasette.render_template(
+        f"datasette_secrets/{template}.html",
+        {
+            "plugin": config.PLUGIN,
+            "list_url": visit.list_url,
+            "show": await present.presenter(visit, people),
+            "error": visit.error,
+            "missing_configuration": instance.settings.missing,
+            "is_temporary": database.is_temporary(instance.db),
+            "read_only": health.why_read_only(instance),
+            **context,
+        },
+        request=visit.request,
     )
-    response: Response = Response.html(html, status=status)
+    response: Response = Response.html(html, status=visit.status)
     return response
 
 
 def json_response(content: dict[str, Any]) -> Response:
-    """A JSON object."""
-    response: Response = Response.json(content)
+    """What was asked for or done, as a JSON object."""
+    response: Response = Response.json({"ok": True, **content})
     return response
 
 
-def json_error(
+def _json_error(
     sentence: str, status: int, headers: dict[str, str] | None = None
 ) -> Response:
     """A refusal in the form of Datasette's JSON API."""
@@ -249,4 +253,4 @@ def not_allowed(*methods: str) -> Refused:
 
 def as_sentence(text: str) -> str:
     """The text with a capital and a full stop."""
-    return f"{text[0].upper()}{text[1:]}."
+    return f"{text[0].upper()}{text[1:].rstrip('.')}."

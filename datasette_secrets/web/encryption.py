@@ -2,112 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from datasette.utils.asgi import Request, Response
+from datasette.utils.asgi import Response
 
 from .. import health, rotation, serialize, store, upgrade
 from ..errors import MissingExtra
-from ..instance import get_instance
-from .answer import LIST, Done, as_sentence, change, not_allowed, page, view
-from .request import Body, Refused, actor_id, flag, method, wants_json
-
-if TYPE_CHECKING:
-    from datasette.app import Datasette
-
+from .answer import Done, as_sentence, form, page
+from .request import Refused, Visit
 
 #: What a page rotates or upgrades while somebody waits for it; more is for the shell.
 VERSIONS_MAX = 10_000
-
 
 #: How many at a time, so that the event loop goes on turning for everybody else.
 _BATCH_SIZE = 100
 
 
-def to_rewrap(census: rotation.Census) -> int:
-    return sum(
-        versions
-        for key_id, versions in census.counts.items()
-        if key_id != census.primary
-    )
-
-
-@view("GET", "POST")
-async def rotate_page(datasette: Datasette, request: Request) -> Response:
+async def _rotate(visit: Visit) -> Done:
     """`/-/secrets/-/rotate`: re-encrypt the data keys under the primary key."""
-
-    async def show_form(**what: Any) -> Response:
-        return await _rotate_page(datasette, request, **what)
-
-    async def perform(sent: Body) -> Done:
-        return await _rotate(datasette, request, sent)
-
-    if method(request) == "GET":
-        if wants_json(request):
-            raise not_allowed("POST")
-        return await show_form()
-    return await change(datasette, request, ("skip_unopenable",), perform, show_form)
-
-
-async def _rotate(datasette: Datasette, request: Request, sent: Body) -> Done:
-    skip_unopenable = flag(sent, "skip_unopenable")
-    if to_rewrap(await rotation.census(datasette)) > VERSIONS_MAX:
-        raise _too_many("rotate-key")
+    skip_unopenable = visit.sent.flag("skip_unopenable")
+    census = await rotation.census(visit.datasette)
+    _refuse_many(census.elsewhere - census.legacy, "rotate-key")
     report = await rotation.rotate(
-        datasette,
+        visit.datasette,
         batch_size=_BATCH_SIZE,
         skip_unopenable=skip_unopenable,
-        actor_id=actor_id(request),
+        actor_id=visit.actor_id,
     )
     if report.problems and not report.clean_up:
-        raise Refused(
-            409,
-            "Nothing was changed, because some versions cannot be rotated: "
-            + _problems(report.problems),
-        )
-    message = (
-        f"{health.count_versions(report.changed)} re-encrypted with master key "
-        f"{report.primary}"
-    )
+        sentence = "Nothing was changed, because some versions cannot be rotated: "
+        raise Refused(409, sentence + _problems(report.problems))
+    done = f"re-encrypted with master key {report.primary}"
     content = {"primary": report.primary, "rewrapped": report.changed}
-    return _done(datasette, report, message, content)
+    return _done(visit, report, done, content)
 
 
-@view("GET", "POST")
-async def upgrade_page(datasette: Datasette, request: Request) -> Response:
+async def _upgrade(visit: Visit) -> Done:
     """`/-/secrets/-/upgrade`: convert what datasette-secrets 0.x stored."""
-
-    async def show_form(**what: Any) -> Response:
-        return await _upgrade_page(datasette, request, **what)
-
-    async def perform(sent: Body) -> Done:
-        return await _upgrade(datasette, request)
-
-    if method(request) == "GET":
-        if wants_json(request):
-            raise not_allowed("POST")
-        return await show_form()
-    return await change(datasette, request, (), perform, show_form)
-
-
-async def _upgrade(datasette: Datasette, request: Request) -> Done:
-    if (await rotation.census(datasette)).versions > VERSIONS_MAX:
-        raise _too_many("upgrade")
+    _refuse_many((await rotation.census(visit.datasette)).versions, "upgrade")
     report = await upgrade.upgrade(
-        datasette,
-        batch_size=_BATCH_SIZE,
-        actor_id=actor_id(request),
+        visit.datasette, batch_size=_BATCH_SIZE, actor_id=visit.actor_id
     )
-    message = f"{health.count_versions(report.changed)} upgraded"
-    return _done(datasette, report, message, {"upgraded": report.changed})
+    return _done(visit, report, "upgraded", {"upgraded": report.changed})
 
 
-def _too_many(command: str) -> Refused:
-    return Refused(
-        400,
-        f"There are more than {VERSIONS_MAX:,} versions: run "
-        f"'datasette secrets {command}' in a shell",
-    )
+def _refuse_many(versions: int, command: str) -> None:
+    if versions > VERSIONS_MAX:
+        raise Refused(
+            400,
+            f"There are more than {VERSIONS_MAX:,} versions. Run 'datasette secrets "
+            f"{command}' in a shell instead",
+        )
 
 
 def _problems(problems: list[rotation.Problem]) -> str:
@@ -116,41 +61,35 @@ def _problems(problems: list[rotation.Problem]) -> str:
 
 
 def _done(
-    datasette: Datasette,
+    visit: Visit,
     report: rotation.Rotation | upgrade.Upgrade,
-    message: str,
+    done: str,
     content: dict[str, Any],
 ) -> Done:
     warnings = []
     if report.problems:
         left = health.count_versions(len(report.problems))
-        warnings.append(f"{left} left: {_problems(report.problems)}")
+        warnings.append(as_sentence(f"{left} left: {_problems(report.problems)}"))
     if report.clean_up and report.clean_up.remains:
         warnings.append(as_sentence(report.clean_up.remains))
+    message = f"{health.count_versions(report.changed)} {done}"
     content |= serialize.outcome_json(report)
-    return Done(content, message, datasette.urls.path(LIST), warnings)
+    return Done(message, visit.list_url, content, warnings)
 
 
-async def _rotate_page(
-    datasette: Datasette,
-    request: Request,
-    *,
-    sent: Body | None = None,
-    error: str = "",
-    status: int = 200,
-) -> Response:
-    instance = get_instance(datasette)
+async def _show_rotate(visit: Visit) -> Response:
+    instance = visit.instance
     primary = instance.settings.require_ring().primary.id
-    census = await rotation.census(datasette)
-    versions = to_rewrap(census)
-    is_large = versions > VERSIONS_MAX
+    census = await rotation.census(visit.datasette)
+    to_rewrap = census.elsewhere - census.legacy
     touched: list[store.Version] = []
     problems: list[rotation.Problem] = []
-    if versions and not is_large:
+    if 0 < to_rewrap <= VERSIONS_MAX:
         if not health.why_read_only(instance):
-            problems = (
-                await rotation.rotate(datasette, dry_run=True, batch_size=_BATCH_SIZE)
-            ).problems
+            report = await rotation.rotate(
+                visit.datasette, dry_run=True, batch_size=_BATCH_SIZE
+            )
+            problems = report.problems
         stuck = {(problem.name, problem.version) for problem in problems}
         touched = [
             version
@@ -158,62 +97,39 @@ async def _rotate_page(
             if (version.name, version.version) not in stuck
         ]
     return await page(
-        datasette,
-        request,
+        visit,
         "rotate",
-        {
-            "primary": primary,
-            "keys": health.key_rows(census, instance.settings.sources),
-            "legacy": census.legacy,
-            "to_rewrap": versions,
-            "touched": touched,
-            "problems": problems,
-            "is_large": is_large,
-            "versions_max": VERSIONS_MAX,
-            "read_only": health.why_read_only(instance),
-            "action_url": datasette.urls.path(f"{LIST}/-/rotate"),
-            "upgrade_url": datasette.urls.path(f"{LIST}/-/upgrade"),
-            "error": error,
-        },
-        status=status,
+        primary=primary,
+        legacy=census.legacy,
+        to_rewrap=to_rewrap,
+        touched=touched,
+        problems=problems,
+        versions_max=VERSIONS_MAX,
     )
 
 
-async def _upgrade_page(
-    datasette: Datasette,
-    request: Request,
-    *,
-    sent: Body | None = None,
-    error: str = "",
-    status: int = 200,
-) -> Response:
-    instance = get_instance(datasette)
-    instance.settings.require_ring()
-    census = await rotation.census(datasette)
-    is_large = census.versions > VERSIONS_MAX
+async def _show_upgrade(visit: Visit) -> Response:
+    visit.instance.settings.require_ring()
+    census = await rotation.census(visit.datasette)
     report = upgrade.Upgrade(dry_run=True)
     lacking = ""
-    if census.legacy and not is_large:
+    if census.legacy and census.versions <= VERSIONS_MAX:
         try:
             report = await upgrade.upgrade(
-                datasette, dry_run=True, batch_size=_BATCH_SIZE
+                visit.datasette, dry_run=True, batch_size=_BATCH_SIZE
             )
         except MissingExtra as missing:
             lacking = str(missing)
     return await page(
-        datasette,
-        request,
+        visit,
         "upgrade",
-        {
-            "legacy": census.legacy,
-            "found": report.found,
-            "problems": report.problems,
-            "lacking": lacking,
-            "is_large": is_large,
-            "versions_max": VERSIONS_MAX,
-            "read_only": health.why_read_only(instance),
-            "action_url": datasette.urls.path(f"{LIST}/-/upgrade"),
-            "error": error,
-        },
-        status=status,
+        census=census,
+        found=report.found,
+        problems=report.problems,
+        lacking=lacking,
+        versions_max=VERSIONS_MAX,
     )
+
+
+rotate_page = form(_show_rotate, _rotate, "skip_unopenable")
+upgrade_page = form(_show_upgrade, _upgrade)

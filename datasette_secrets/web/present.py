@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from datasette.utils import tilde_encode
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
     from .. import changes, store
+    from .request import Visit
 
 
 class Moment(NamedTuple):
@@ -47,13 +49,30 @@ class HistoryRow(NamedTuple):
     copies: list[int]
 
 
+#: How many versions a sentence names; of more it says how many.
+_NUMBERS_MAX = 10
+
+
+def enumerate_versions(versions: Sequence[object]) -> str:
+    """`version 1`, `versions 1, 2`, or of many `37 versions`."""
+    if len(versions) > _NUMBERS_MAX:
+        return f"{len(versions):,} versions"
+    return f"version{'s' * (len(versions) > 1)} {', '.join(map(str, versions))}"
+
+
+@dataclass
 class Presenter:
     """What the templates ask about a secret. People's names were looked up at once."""
 
+    list_url: str
+    names: Mapping[str, str]
+    now: datetime.datetime
+
+    enumerate = staticmethod(enumerate_versions)
     obtain_url = staticmethod(serialize.obtain_url)
     is_due = staticmethod(listing.is_due)
     example = registry.EXAMPLE
-    labels: Mapping[str, str] = {
+    labels = {  # noqa: RUF012
         "stored": "Stored",
         "environment": "Environment",
         "not-set": "Not set",
@@ -62,7 +81,7 @@ class Presenter:
         "needs-upgrade": "Needs upgrade",
         "needs-key": "Master key missing",
     }
-    actions: Mapping[str, str] = {
+    actions = {  # noqa: RUF012
         "set-secret": "Saved",
         "set-note": "Changed the note of",
         "set-renew-by": "Changed the renewal date of",
@@ -74,33 +93,23 @@ class Presenter:
         "rotate-encryption-key": "Rotated",
         "upgrade-secrets": "Upgraded",
     }
-    doors: Mapping[str, str] = {
+    doors = {  # noqa: RUF012
         "page": "page",
         "api": "JSON API",
         "shell": "shell",
         "plugin": "plugin",
         "start": "start of the server",
     }
-    outcomes: Mapping[str, str] = {
+    outcomes = {  # noqa: RUF012
         "works": "Works",
         "rejected": "Rejected",
         "unknown": "Could not tell",
     }
 
-    def __init__(
-        self, datasette: Datasette, names: Mapping[str, str], now: datetime.datetime
-    ) -> None:
-        self._datasette = datasette
-        self._names = names
-        self._now = now
-
-    def enumerate(self, versions: list[Any]) -> str:
-        """`version 1`, `versions 1, 2`, or of many `37 versions`."""
-        return enumerate_versions(versions)
-
     def url(self, name: str, action: str = "") -> str:
         """The address of a secret's page, or of one of its actions."""
-        return secret_url(self._datasette, name, action)
+        suffix = f"/-/{action}" if action else ""
+        return f"{self.list_url}/{tilde_encode(str(name))}{suffix}"
 
     def variable(self, name: str) -> str:
         """The environment variable that overrides what is stored."""
@@ -126,42 +135,20 @@ class Presenter:
         return "; ".join(filter(None, parts))
 
     def stamp(self, at: object, by: object) -> Stamp:
-        """When and by whom, from two columns."""
+        """When and by whom, from two columns. `at`: UTC `YYYY-MM-DD HH:MM:SS` or None."""
         who = str(by) if by else None
-        return Stamp(moment(at, self._now), who and self._names.get(who, who))
+        return Stamp(_moment(at, self.now), who and self.names.get(who, who))
 
 
-async def presenter(
-    datasette: Datasette,
-    versions: Iterable[store.Version | None],
-    entries: Iterable[changes.Entry] = (),
-) -> Presenter:
-    """A presenter that knows everybody whom these versions and rows of the log name."""
-    ids = {entry.actor_id for entry in entries if entry.actor_id} | {
-        actor_id
-        for version in versions
-        if version is not None
-        for actor_id in (
-            version.created_by,
-            version.updated_by,
-            version.deleted_by,
-            version.last_used_by,
-        )
-        if actor_id
-    }
+_PEOPLE = ("created_by", "updated_by", "deleted_by", "last_used_by", "actor_id", "by")
+
+
+async def presenter(visit: Visit, people: Iterable[object]) -> Presenter:
+    """A presenter that knows everybody whom these versions, uses and rows name."""
+    ids = {getattr(each, column, None) for each in people for column in _PEOPLE}
+    names = await actor_names(visit.datasette, set(map(str, filter(None, ids))))
     now = datetime.datetime.now(datetime.timezone.utc)
-    return Presenter(datasette, await actor_names(datasette, ids), now)
-
-
-#: How many versions a sentence names; of more it says how many.
-_NUMBERS_MAX = 10
-
-
-def enumerate_versions(versions: list[Any]) -> str:
-    """`version 1`, `versions 1, 2`, or of many `37 versions`."""
-    if len(versions) > _NUMBERS_MAX:
-        return f"{len(versions):,} versions"
-    return f"version{'s' * (len(versions) > 1)} {', '.join(map(str, versions))}"
+    return Presenter(visit.list_url, names, now)
 
 
 async def actor_names(datasette: Datasette, ids: set[str]) -> dict[str, str]:
@@ -169,14 +156,9 @@ async def actor_names(datasette: Datasette, ids: set[str]) -> dict[str, str]:
     if not ids:
         return {}
     try:
-        actors = await datasette.actors_from_ids(sorted(map(str, ids)))
+        actors = await datasette.actors_from_ids(sorted(ids))
         return {
-            str(actor_id): str(
-                actor.get("username")
-                or actor.get("name")
-                or actor.get("id")
-                or actor_id
-            )
+            str(actor_id): str(actor.get("username") or actor.get("name") or actor_id)
             for actor_id, actor in actors.items()
             if actor
         }
@@ -184,19 +166,15 @@ async def actor_names(datasette: Datasette, ids: set[str]) -> dict[str, str]:
         return {}
 
 
-def moment(at: object, now: datetime.datetime) -> Moment | None:
-    """`at`: UTC `YYYY-MM-DD HH:MM:SS`; None without one. Anything else shows as it is."""
+def _moment(at: object, now: datetime.datetime) -> Moment | None:
     if not at:
         return None
     try:
-        time = datetime.datetime.fromisoformat(str(at)).replace(
-            tzinfo=datetime.timezone.utc
-        )
+        time = datetime.datetime.strptime(f"{at} +0000", "%Y-%m-%d %H:%M:%S %z")
     except ValueError:
         return Moment(str(at), str(at), "")
-    seconds = max(0, int((now - time).total_seconds()))
     return Moment(
-        _ago(seconds),
+        _ago(int((now - time).total_seconds())),
         time.strftime("%Y-%m-%d %H:%M:%S UTC"),
         time.strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
@@ -211,12 +189,6 @@ def _ago(seconds: int) -> str:
         ("minute", 60),
     ):
         count = seconds // size
-        if count:
+        if count > 0:
             return f"{count} {unit}{'s' if count > 1 else ''} ago"
     return "just now"
-
-
-def secret_url(datasette: Datasette, name: str, action: str = "") -> str:
-    """The address of a secret's page, or of one of its actions."""
-    suffix = f"/-/{action}" if action else ""
-    return str(datasette.urls.path(f"/-/secrets/{tilde_encode(str(name))}{suffix}"))

@@ -1,4 +1,4 @@
-"""Reads what a request sent: JSON or a form.
+"""What a request asks for: who asks, for which secret, and what was sent, JSON or a form.
 
 A body that cannot be read or parsed raises `Refused`, without the frames that hold what
 was sent. A `Body` hides it: its `repr` shows nothing.
@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
-from urllib.parse import parse_qsl, unquote
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlencode
 
-from datasette.utils import tilde_decode
+from datasette.utils import tilde_decode, tilde_encode
 from datasette.utils.asgi import PayloadTooLarge, Request
 
-from .. import schema
+from .. import listing, schema
 from ..errors import InvalidSecret, without_frames
+from ..instance import Instance, get_instance
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+
+LIST = "/-/secrets"
+
+_FORM = "application/x-www-form-urlencoded"
+_JSON = "application/json"
+_FIELDS_MAX = 20_000
 
 
 class Refused(Exception):
@@ -29,84 +41,10 @@ class Refused(Exception):
         super().__init__(sentence)
 
 
-def method(request: Request) -> str:
-    return "GET" if request.method == "HEAD" else str(request.method)
-
-
-def wants_json(request: Request) -> bool:
-    return (
-        request.path.endswith(".json")
-        or media_type(request) == "application/json"
-        or "application/json" in (request.headers.get("accept") or "")
-        or (request.headers.get("authorization") or "").lower().startswith("bearer ")
-    )
-
-
-def actor_id(request: Request) -> str | None:
-    actor_id = (request.actor or {}).get("id")
-    return str(actor_id) if actor_id else None
-
-
-def secret_name(request: Request) -> str:
-    """The secret's name: tilde-encoded as Datasette's links are, or percent-encoded."""
-    return str(tilde_decode(unquote(request.url_vars["name"])))
-
-
-async def read_fields(request: Request, *fields: str) -> Body:
-    """What was sent. Raises Refused for what cannot be read, or has another key."""
-    sent = await read(request)
-    if not sent.is_form and sent.unknown(*fields):
-        known = ", ".join(fields) or "none"
-        raise Refused(400, f"The object has an unknown key; known: {known}")
-    return sent
-
-
-def number(sent: Body, field: str) -> int | None:
-    """A version number that was sent, None without one. Raises InvalidSecret."""
-    number = sent.first(field)
-    if number is None or number == "":
-        return None
-    if sent.is_form and number.isascii() and number.isdigit() and len(number) < 17:
-        number = int(number)
-    if not is_number(number):
-        raise InvalidSecret(f"{field} must be a whole number")
-    return int(number)
-
-
-def flag(sent: Body, field: str) -> bool:
-    """Whether this was asked for: a box that is ticked, or true. Raises InvalidSecret."""
-    flag = sent.first(field)
-    if sent.is_form:
-        return bool(flag)
-    if flag is not None and not isinstance(flag, bool):
-        raise InvalidSecret(f"{field} must be true or false")
-    return bool(flag)
-
-
-def renew_by(sent: Body) -> Any:
-    """The date that was sent, for the service to judge; None for none."""
-    date = sent.first("renew_by")
-    return (date.strip() or None) if isinstance(date, str) and sent.is_form else date
-
-
-def is_number(number: object) -> bool:
-    return type(number) is int and 0 <= number <= schema.VERSION_MAX
-
-
-_FORM = "application/x-www-form-urlencoded"
-
-
-_JSON = "application/json"
-
-
-_FIELDS_MAX = 20_000
-
-
 class Body:
     """What was sent, by field. Neither `repr` nor `str` shows it.
 
-    `is_form`: a web form sent it, so line ends are CRLF, and white space at the ends of a
-    value is an accident.
+    `is_form`: a web form sent it, so white space at the ends of a field is an accident.
     """
 
     __slots__ = ("_fields", "is_form")
@@ -120,54 +58,178 @@ class Body:
     def __repr__(self) -> str:
         return "<Body>"
 
-    def unknown(self, *known: str) -> bool:
-        """Whether it has a field that is none of these. Their names may be anything."""
-        return not self._fields.keys() <= set(known)
+    def has_only(self, *known: str) -> bool:
+        """Whether every field is one of these. The names of others may be anything."""
+        return self._fields.keys() <= set(known)
 
     def has(self, name: str) -> bool:
         """Whether the field was sent, and not as null."""
-        return any(value is not None for value in self._fields.get(name, ()))
+        return self.first(name) is not None
 
     def first(self, name: str) -> Any:
         """A field that holds no secret, as it was sent; None without it."""
         return next(iter(self._fields.get(name, ())), None)
 
-    def all(self, name: str) -> list[Any]:
-        """Every value of a field that holds no secret."""
-        return list(self._fields.get(name, ()))
+    def texts(self, name: str) -> set[str]:
+        """Every value of a field that holds no secret, as text."""
+        return set(map(str, self._fields.get(name, ())))
+
+    def numbers(self, *names: str) -> list[int]:
+        """The version numbers in these fields. Raises InvalidSecret."""
+        numbers = []
+        for name in names:
+            for number in self._fields.get(name, ()):
+                if number is None or number == "":
+                    continue
+                if self.is_form and number.isascii() and number.isdigit():
+                    number = int(number[:20])  # no version has as many digits
+                if type(number) is not int or not 0 <= number < schema.VERSION_MAX:
+                    raise InvalidSecret(f"{name} must be a whole number")
+                numbers.append(number)
+        return numbers
+
+    def number(self, name: str) -> int | None:
+        """The version number in a field, None without one. Raises InvalidSecret."""
+        return next(iter(self.numbers(name)), None)
+
+    def flag(self, name: str) -> bool:
+        """Whether this was asked for: a ticked box, or true. Raises InvalidSecret."""
+        flag = self.first(name)
+        if not self.is_form and flag is not None and not isinstance(flag, bool):
+            raise InvalidSecret(f"{name} must be true or false")
+        return bool(flag)
+
+    def details(self) -> dict[str, Any]:
+        """The note and the date that were sent, without what a form left as it was."""
+        details = {}
+        for name in ("note", "renew_by"):
+            if self.has(name) and not self.is_untouched(name):
+                details[name] = self.first(name)
+                if self.is_form:
+                    details[name] = details[name].strip() or {"note": ""}.get(name)
+        return details
+
+    def is_untouched(self, name: str) -> bool:
+        """Whether a form sent what it showed in this field."""
+        return self.is_form and self.first(name) == self.first(f"expected_{name}")
 
     def typed(self, name: str) -> str:
         """A field to show in the form again; empty where it holds the value."""
         text = self.first(name)
-        if not isinstance(text, str) or (
-            self.has_value("secret") and self.take_value("secret") in text
-        ):
-            return ""
-        return text
+        is_shown = isinstance(text, str) and not (
+            self.has_value and self.take_value() in text
+        )
+        return text if is_shown else ""
 
-    def has_value(self, name: str) -> bool:
+    @property
+    def has_value(self) -> bool:
         """Whether there is a value to store: in a form, one that is not blank."""
-        return self.has(name) and not (self.is_form and not self.take_value(name))
+        return self.has(self._value) and not (self.is_form and not self.take_value())
 
-    def take_value(self, name: str) -> Any:
+    def take_value(self) -> Any:
         """The value to store. Pass it on within the same expression; never name it."""
-        if self.is_form:
-            return str(self.first(name) or "").replace("\r\n", "\n").strip()
-        return self.first(name)
+        return (
+            self.first(self._value).strip() if self.is_form else self.first(self._value)
+        )
+
+    @property
+    def _value(self) -> str:
+        return "secret" if self.has("secret") else "value"
 
 
-def media_type(request: Request) -> str:
-    """The request's media type in lower case, without parameters; empty if unsaid."""
-    header: str = request.headers.get("content-type") or ""
-    return header.partition(";")[0].strip().lower()
+@dataclass
+class Visit:
+    """One request.
 
-
-async def read(request: Request) -> Body:
-    """What `request` sent. An empty body without a media type is an empty object.
-
-    Raises Refused.
+    `sent`, `error`, `status`: where a form is shown again, what was sent in it and why it
+    was refused.
     """
-    return _parse(media_type(request), await _read(request))
+
+    datasette: Datasette
+    request: Request
+    sent: Body = field(default_factory=Body)
+    error: str = ""
+    status: int = 200
+
+    @property
+    def instance(self) -> Instance:
+        return get_instance(self.datasette)
+
+    @property
+    def method(self) -> str:
+        return "GET" if self.request.method == "HEAD" else str(self.request.method)
+
+    @property
+    def media_type(self) -> str:
+        """In lower case and without parameters; empty if unsaid."""
+        header: str = self.request.headers.get("content-type") or ""
+        return header.partition(";")[0].strip().lower()
+
+    @property
+    def wants_json(self) -> bool:
+        headers = self.request.headers
+        return (
+            self.request.path.endswith(".json")
+            or self.media_type == _JSON
+            or _JSON in (headers.get("accept") or "")
+            or (headers.get("authorization") or "").lower().startswith("bearer ")
+        )
+
+    @property
+    def actor_id(self) -> str | None:
+        actor_id = (self.request.actor or {}).get("id")
+        return str(actor_id) if actor_id else None
+
+    @property
+    def name(self) -> str:
+        """The secret's name: tilde-encoded as Datasette's links are, or percent-encoded."""
+        return str(tilde_decode(unquote(self.request.url_vars["name"])))
+
+    @property
+    def list_url(self) -> str:
+        return str(self.datasette.urls.path(LIST))
+
+    @property
+    def secret_url(self) -> str:
+        return f"{self.list_url}/{tilde_encode(self.name)}"
+
+    def argument(self, name: str) -> str:
+        """An argument of the address, empty without it."""
+        return self.request.args.get(name) or ""
+
+    async def secret(self) -> listing.Listed:
+        """The secret of this name. Raises Refused if there is none."""
+        listed = await listing.find_secret(self.datasette, self.name)
+        if listed is None:
+            raise Refused(
+                404, "No plugin registered a secret of this name, and none is stored"
+            )
+        return listed
+
+
+def with_arguments(url: str, **arguments: object) -> str:
+    """The address with these arguments, the empty ones left out."""
+    given = {name: each for name, each in arguments.items() if each not in ("", None)}
+    return f"{url}?{urlencode(given)}" if given else url
+
+
+def whole_number(text: str, digits: int = 16) -> int | None:
+    """The number that these ASCII digits are; None for anything else."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= digits
+    return int(text) if is_number else None
+
+
+async def read(visit: Visit, *fields: str) -> Body:
+    """What was sent; an empty body without a media type is an empty object.
+
+    Raises Refused for what cannot be read, and an object with a field that is none of
+    these.
+    """
+    sent = _parse(visit.media_type, await _read(visit.request))
+    if not sent.is_form and not sent.has_only(*fields):
+        known = ", ".join(fields) or "none"
+        raise Refused(400, f"The object has an unknown key; known: {known}")
+    return sent
 
 
 async def _read(request: Request) -> bytes:
@@ -220,6 +282,6 @@ def _parse_form(raw: bytes) -> Body:
     except ValueError:
         raise Refused(400, "The form has too many fields") from None
     fields: dict[str, list[Any]] = {}
-    for name, value in pairs:
-        fields.setdefault(name, []).append(value)
+    for name, value in pairs:  # browsers send CRLF, whatever was typed
+        fields.setdefault(name, []).append(value.replace("\r\n", "\n"))
     return Body(fields, is_form=True)
