@@ -1,17 +1,5 @@
 """Keeps the secrets that Datasette's other plugins need, such as API keys.
 
-For plugin authors:
-
-    from datasette import hookimpl
-    from datasette_secrets import Secret, get_secret
-
-    @hookimpl
-    def register_secrets(datasette):
-        return [Secret("OPENAI_API_KEY", "An OpenAI API key",
-                       "https://platform.openai.com/api-keys", "Get an API key")]
-
-    key = await get_secret(datasette, "OPENAI_API_KEY", actor_id)
-
 The package. A module imports only from those below it, and a folder is one level:
 
     cli/            the commands                   web/        the pages and the JSON API
@@ -105,8 +93,7 @@ if not TYPE_CHECKING:
 def get_config(datasette: Datasette) -> dict[str, str] | None:
     """`{"database": …}` if a master key is configured, else None. Kept from 0.x.
 
-    0.x had the master key in it, as `encryption_key`. No plugin is known to read that, and
-    a master key is handed to nobody.
+    Without the `encryption_key` of 0.x, since no plugin may have a master key.
     """
     from . import config
 
@@ -140,7 +127,7 @@ def register_actions() -> Any:
 
 @hookimpl
 def permission_resources_sql(datasette: Datasette, action: str) -> Any:
-    """Lock the table of secrets in a database that can be browsed."""
+    """Lock the tables in a database that can be browsed."""
     from .permissions import table_lock
 
     return table_lock(datasette, action)

@@ -1,7 +1,8 @@
 """Makes every change in one transaction with its row of the log, and reads the log.
 
 A change and its row of the log are there together, or neither is. The log is a record, not
-tamper evidence: whoever can write to the database can edit it.
+tamper evidence: whoever can write to the database can edit it. Every async function
+raises DatabaseUnavailable.
 """
 
 from __future__ import annotations
@@ -162,10 +163,7 @@ async def announce(datasette: Datasette, actor_id: str | None, change: Change) -
 async def record(
     datasette: Datasette, db: Database, actor_id: str | None, change: Change
 ) -> None:
-    """Log what changes no secret: that one was read in the shell, or checked.
-
-    Raises DatabaseUnavailable.
-    """
+    """Log what changes no secret: that one was read in the shell, or checked."""
 
     def record_change(changing: Changing) -> None:
         changing.made.append(change)
@@ -201,7 +199,7 @@ async def entries(
     """The log, newest first.
 
     `name`: only the rows of this secret. `before`: only rows older than the one with
-    this id. Raises DatabaseUnavailable.
+    this id.
     """
     of_name = "" if name is None else "name = :name and"
     older = "" if before is None else "id < :before and"
@@ -212,7 +210,7 @@ async def entries(
 async def newest_checks(db: Database, names: list[str]) -> dict[str, Entry]:
     """The newest check of each of these secrets since its value was set.
 
-    Not of a value that was rejected before it was stored. Raises DatabaseUnavailable.
+    Not of a value that was rejected before it was stored.
     """
     newest = f"""select id from {schema.LOG} where name = value and action = '{{}}-secret'
         and version is not null and id > {{}} order by id desc limit 1"""  # noqa: S608
@@ -247,7 +245,7 @@ class Past(NamedTuple):
 
 
 async def past(db: Database, name: str) -> Past:
-    """What the log holds about the versions of a secret. Raises DatabaseUnavailable."""
+    """What the log holds about the versions of a secret."""
     where = """name = :name and (action = 'destroy-secret' or
         (action = 'set-secret' and instr(detail, 'rolled_back_from'))) order by id"""
     known = Past({}, {})

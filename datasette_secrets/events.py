@@ -12,14 +12,7 @@ from datasette.events import Event
 
 @dataclass
 class SetSecret(Event):
-    """
-    Event name: ``set-secret``
-
-    A new version of a secret was stored.
-
-    :ivar secret: The name of the secret.
-    :ivar version: The number of the new version.
-    """
+    """A new version of a secret was stored."""
 
     name: ClassVar[str] = "set-secret"
     secret: str
@@ -28,14 +21,7 @@ class SetSecret(Event):
 
 @dataclass
 class DeleteSecret(Event):
-    """
-    Event name: ``delete-secret``
-
-    A secret was deleted: its newest version was marked.
-
-    :ivar secret: The name of the secret.
-    :ivar version: The number of the version that was marked.
-    """
+    """A secret was deleted: its newest version was marked."""
 
     name: ClassVar[str] = "delete-secret"
     secret: str
@@ -44,14 +30,7 @@ class DeleteSecret(Event):
 
 @dataclass
 class RestoreSecret(Event):
-    """
-    Event name: ``restore-secret``
-
-    A deleted secret was restored.
-
-    :ivar secret: The name of the secret.
-    :ivar version: The number of its newest version.
-    """
+    """A deleted secret was restored."""
 
     name: ClassVar[str] = "restore-secret"
     secret: str
@@ -60,14 +39,7 @@ class RestoreSecret(Event):
 
 @dataclass
 class DestroySecret(Event):
-    """
-    Event name: ``destroy-secret``
-
-    The values of some versions of a secret were destroyed.
-
-    :ivar secret: The name of the secret.
-    :ivar versions: The numbers of those versions.
-    """
+    """The values of some versions of a secret were destroyed."""
 
     name: ClassVar[str] = "destroy-secret"
     secret: str
@@ -76,14 +48,7 @@ class DestroySecret(Event):
 
 @dataclass
 class RotateEncryptionKey(Event):
-    """
-    Event name: ``rotate-encryption-key``
-
-    Versions were re-wrapped with the primary master key.
-
-    :ivar key_id: The id of that key.
-    :ivar versions: How many versions were re-wrapped.
-    """
+    """Versions were re-wrapped with the primary master key."""
 
     name: ClassVar[str] = "rotate-encryption-key"
     key_id: str
@@ -92,13 +57,7 @@ class RotateEncryptionKey(Event):
 
 @dataclass
 class UpgradeSecrets(Event):
-    """
-    Event name: ``upgrade-secrets``
-
-    Versions that datasette-secrets 0.x stored were re-sealed.
-
-    :ivar versions: How many versions were re-sealed.
-    """
+    """Versions that datasette-secrets 0.x stored were re-sealed."""
 
     name: ClassVar[str] = "upgrade-secrets"
     versions: int

@@ -1,4 +1,7 @@
-"""What secrets there are and in which state, all of it known without decrypting."""
+"""Which secrets there are, and their states, without decrypting.
+
+Every async function raises DatabaseUnavailable.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,6 @@ STATES = (
     "needs-upgrade",
     "needs-key",
 )
-
 
 #: A date to renew a secret by is shown first when so many days are left, or fewer.
 DUE_DAYS = 14
@@ -73,7 +75,7 @@ async def secret_state(datasette: Datasette, name: str) -> SecretState:
 
     `name`: registered or not. Nothing is decrypted and no use is recorded, so it can be
     asked on every page. A damaged row raises nothing here: `get_secret` says what is
-    wrong when the value is needed. Raises DatabaseUnavailable.
+    wrong when the value is needed.
     """
     instance = get_instance(datasette)
     newest = await store.newest(instance.reader, name)
@@ -122,7 +124,7 @@ async def list_secrets(
     """Every secret that is registered or stored, by name as code points.
 
     `contains`: only names with this in them, whatever the case. `after`, `limit`: a page.
-    Reserved names are left out. Raises DatabaseUnavailable.
+    Reserved names are left out.
     """
     instance = get_instance(datasette)
     registered, names = await _names(datasette, instance, contains)
@@ -142,7 +144,7 @@ async def list_sections(
 
     `contains` as in `list_secrets`. `state`: only secrets of this state, in one section.
     Only the rows of that page are read, and those of the secrets that are not simply
-    stored. Raises DatabaseUnavailable.
+    stored.
     """
     instance = get_instance(datasette)
     registered, names = await _names(datasette, instance, contains)
@@ -194,7 +196,7 @@ def is_due(listed: Listed, days: int = DUE_DAYS) -> bool:
 async def list_due(datasette: Datasette, days: int = DUE_DAYS) -> list[Listed]:
     """The secrets that have to be renewed within so many days, by name as code points.
 
-    Looks at no plugin. Raises DatabaseUnavailable.
+    Looks at no plugin.
     """
     instance = get_instance(datasette)
     names = sorted(await store.names(instance.db, with_date=True))
@@ -204,7 +206,7 @@ async def list_due(datasette: Datasette, days: int = DUE_DAYS) -> list[Listed]:
 async def case_twin(datasette: Datasette, name: str) -> str | None:
     """Another secret's name that differs from this one in nothing but case.
 
-    None when `name` itself is there. Raises DatabaseUnavailable.
+    None when `name` itself is there.
     """
     _, names = await _names(datasette, get_instance(datasette), name)
     twins = (each for each in names if each.casefold() == name.casefold())
@@ -257,7 +259,7 @@ def _by_name(name: str) -> tuple[str, str]:
 
 
 async def find_secret(datasette: Datasette, name: str) -> Listed | None:
-    """The secret of this name if it is registered or stored. Raises DatabaseUnavailable."""
+    """The secret of this name if it is registered or stored."""
     instance = get_instance(datasette)
     if instance.settings.is_reserved(name):
         return None

@@ -2,7 +2,8 @@
 
 Versions are rows; the newest of a name is current, by `order by version desc, id`: where
 datasette-secrets 0.x stored one version twice it served the lowest id, and so does this.
-Functions that take a connection, or a `Changing`, run inside a transaction.
+Functions that take a connection, or a `Changing`, run inside a transaction. The others
+raise DatabaseUnavailable.
 """
 
 from __future__ import annotations
@@ -168,10 +169,7 @@ class Held(NamedTuple):
 
 
 async def newest_version(reader: Reader, name: str) -> Row | None:
-    """The newest version of `name`, or None when nothing is stored or there is no table.
-
-    Raises DatabaseUnavailable.
-    """
+    """The newest version of `name`, or None when nothing is stored or there is no table."""
     rows = await reader.select(_SELECT_CURRENT, {"name": name})
     if rows is not None:
         if not rows:
@@ -185,7 +183,7 @@ async def newest_version(reader: Reader, name: str) -> Row | None:
 
 
 async def newest(reader: Reader, name: str) -> Version | None:
-    """The newest version of `name` without its envelope. Raises DatabaseUnavailable."""
+    """The newest version of `name` without its envelope."""
     rows = await reader.select(_SELECT_VERSION, {"name": name})
     if rows is None:
         rows = await _fetch(reader.db, _SELECT_VERSION, {"name": name})
@@ -381,17 +379,14 @@ def _check_expected(name: str, newest: Version | None, expected: object) -> None
 
 
 async def history(db: Database, name: str) -> list[Version]:
-    """Every version of `name`, newest first. Raises DatabaseUnavailable."""
+    """Every version of `name`, newest first."""
     sql = f"""select {_VERSION} from {TABLE} where name = :name
         order by version desc, id"""  # noqa: S608
     return list(map(Version._make, await _fetch(db, sql, {"name": name})))
 
 
 async def names(db: Database, *, with_date: bool = False) -> set[str]:
-    """Every name under which something is stored, or a version with a date to renew it.
-
-    Raises DatabaseUnavailable.
-    """
+    """Every name under which something is stored, or a version with a date to renew it."""
     sql = f"select distinct name from {TABLE} where typeof(name) = 'text'"  # noqa: S608
     if with_date:
         sql += " and renew_by is not null"
@@ -401,7 +396,7 @@ async def names(db: Database, *, with_date: bool = False) -> set[str]:
 async def unusual_names(db: Database, key_ids: list[str]) -> set[str]:
     """The names with a version that is in another state than stored, or has a date.
 
-    `key_ids`: the keys of the ring. Raises DatabaseUnavailable.
+    `key_ids`: the keys of the ring.
     """
     sql = f"""select distinct name from {TABLE} where typeof(name) = 'text'
         and (deleted_at is not null or renew_by is not null or wrapped_key is null
@@ -411,7 +406,7 @@ async def unusual_names(db: Database, key_ids: list[str]) -> set[str]:
 
 
 async def newest_versions(db: Database, names: list[str]) -> list[Version]:
-    """The newest version of each of these secrets. Raises DatabaseUnavailable."""
+    """The newest version of each of these secrets."""
     sql = f"""with each(each_name) as {_NAMES}
         select {_VERSION} from each cross join {TABLE} on id = (
             select id from {TABLE} where name = each_name {_ORDER}
@@ -421,10 +416,7 @@ async def newest_versions(db: Database, names: list[str]) -> list[Version]:
 
 
 async def last_uses(db: Database, names: list[str]) -> dict[str, LastUse]:
-    """When and by whom each of these secrets was last used, if it ever was.
-
-    Raises DatabaseUnavailable.
-    """
+    """When and by whom each of these secrets was last used, if it ever was."""
     # With max(), SQLite takes the other columns from the row of the maximum.
     sql = f"""select name, max(last_used_at), last_used_by, version from {TABLE}
         where name in {_NAMES} and last_used_at is not null group by name"""  # noqa: S608
@@ -435,7 +427,7 @@ async def last_uses(db: Database, names: list[str]) -> dict[str, LastUse]:
 async def key_counts(db: Database) -> list[tuple[str, int, bool]]:
     """Each key ID, how many versions it wraps, and whether 0.x wrote those.
 
-    Destroyed versions need no key. Raises DatabaseUnavailable.
+    Destroyed versions need no key.
     """
     sql = f"""select encryption_key_name, count(*), 0 from {TABLE}
         where wrapped_key is not null group by encryption_key_name
@@ -448,17 +440,14 @@ async def key_counts(db: Database) -> list[tuple[str, int, bool]]:
 
 
 async def versions_elsewhere(db: Database, key_id: str) -> list[Version]:
-    """The versions that hold an envelope under any other master key than this one.
-
-    Raises DatabaseUnavailable.
-    """
+    """The versions that hold an envelope under any other master key than this one."""
     sql = f"""select {_VERSION} from {TABLE} where wrapped_key is not null
         and encryption_key_name is not :key_id order by name, version desc"""  # noqa: S608
     return list(map(Version._make, await _fetch(db, sql, {"key_id": key_id})))
 
 
 async def count_held(db: Database, up_to: int = 2**63 - 1) -> Held:
-    """Count rows of the table, not of its index. Raises DatabaseUnavailable."""
+    """Count rows of the table, not of its index."""
     values = "count(ifnull(wrapped_key, encrypted))"
     sql = f"""select {values}, count(*) - {values}, ifnull(max(id), 0)
         from {TABLE} not indexed where id <= :up_to"""  # noqa: S608
@@ -478,7 +467,7 @@ async def rows_from(
 
     `but_key_id`: leave out those wrapped by that key; a row of 0.x is wrapped by none,
     whatever it says. `legacy_only`: only rows of 0.x. `wraps_only`: read no values;
-    `encrypted` is then None. Raises DatabaseUnavailable.
+    `encrypted` is then None.
     """
     sql = f"""select {_WRAP if wraps_only else _ROW} from {TABLE} where id >= :row_id
         and not (encrypted is null and wrapped_key is null)
@@ -502,7 +491,7 @@ async def rows_with_ids(
 ) -> Rows:
     """Those of these rows that hold a value.
 
-    `wraps_only`: as in `rows_from`. Raises DatabaseUnavailable.
+    `wraps_only`: as in `rows_from`.
     """
     sql = f"""select {_WRAP if wraps_only else _ROW} from {TABLE}
         where id in (select value from json_each(:ids))
