@@ -80,18 +80,17 @@ async def secret_state(datasette: Datasette, name: str) -> SecretState:
     instance = get_instance(datasette)
     newest = await store.newest(instance.reader, name)
     state = _state(instance, name, newest)
-    has_stored = state in ("stored", "needs-upgrade", "needs-key")
+    source = state if state == "environment" else None
+    if state in ("stored", "needs-upgrade", "needs-key"):
+        source = "database"
     version = newest.version if newest else None
     renew_by = newest.renew_by if newest else None
     return SecretState(
         state=state,
         version=version if isinstance(version, int) else None,
-        source="database" if has_stored else _ENVIRONMENT.get(state),
+        source=source,
         renew_by=renew_by if isinstance(renew_by, str) else None,
     )
-
-
-_ENVIRONMENT = {"environment": "environment"}
 
 
 class Sections(NamedTuple):

@@ -17,6 +17,7 @@ from .changes import Changing
 from .errors import InvalidSecret, NeedsUpgrade, VersionConflict
 from .events import Change
 from .instance import Instance, get_instance
+from .schema import TABLE
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -160,7 +161,7 @@ async def delete_secret(
         newest = store.require_newest(changing.conn, name, expected_version)
         if not newest.is_deleted:
             columns = {"deleted_at": changing.at, "deleted_by": changing.actor_id}
-            store.update(changing, newest, columns)
+            changing.update(TABLE, newest.id, columns)
             changing.made.append(Change("delete-secret", name, newest.version))
         return newest.version
 
@@ -188,7 +189,7 @@ async def restore_secret(
                 "set a new value, or roll back to an earlier version"
             )
         if newest.is_deleted:
-            store.update(changing, newest, {"deleted_at": None, "deleted_by": None})
+            changing.update(TABLE, newest.id, {"deleted_at": None, "deleted_by": None})
             changing.made.append(Change("restore-secret", name, newest.version))
         return newest.version
 
@@ -244,7 +245,7 @@ async def set_secrets(
     def insert_secret_versions(changing: Changing) -> dict[str, int | None]:
         stored: dict[str, int | None] = dict.fromkeys(values)
         for name in values:
-            if skip_existing and store.is_stored(changing.conn, name):
+            if skip_existing and store.find_newest(changing.conn, name):
                 continue
             seal = functools.partial(values[name].seal, ring.primary, name)
             stored[name] = store.insert_version(changing, name, seal)
@@ -288,7 +289,7 @@ async def set_details(
             changing.made.append(Change(_ACTIONS[column], name, number, detail))
         if changed:
             who = {"updated_at": changing.at, "updated_by": changing.actor_id}
-            store.update(changing, newest, {**changed, **who})
+            changing.update(TABLE, newest.id, {**changed, **who})
         return number, list(changed)
 
     return await _change(datasette, actor_id, update_secret)
@@ -363,7 +364,6 @@ async def destroy_versions(
     database. Raises InvalidSecret when a version is not stored, VersionConflict and
     DatabaseUnavailable.
     """
-    instance = get_instance(datasette)
 
     def destroy_secret_versions(changing: Changing) -> int:
         if expected_version is not None:
@@ -375,9 +375,7 @@ async def destroy_versions(
             changing.made.append(Change("destroy-secret", name, version, detail))
         return len(destroyed)
 
-    await inspection.require_sound(instance.db)
-    destroyed = await _change(datasette, actor_id, destroy_secret_versions)
-    return destroyed, await clean_up(instance, vacuum=vacuum)
+    return await _destroy(datasette, actor_id, destroy_secret_versions, vacuum)
 
 
 async def destroy_row(
@@ -391,16 +389,26 @@ async def destroy_row(
 
     Raises InvalidSecret when there is no such row, and DatabaseUnavailable.
     """
-    instance = get_instance(datasette)
 
     def destroy_secret_row(changing: Changing) -> None:
         name, version = store.destroy_row(changing, row_id)
         detail = {"versions": [version], "id": row_id}
         changing.made.append(Change("destroy-secret", name, version, detail))
 
+    _, done = await _destroy(datasette, actor_id, destroy_secret_row, vacuum)
+    return done
+
+
+async def _destroy(
+    datasette: Datasette,
+    actor_id: str | None,
+    change: Callable[[Changing], T],
+    vacuum: bool,
+) -> tuple[T, database.CleanUp]:
+    instance = get_instance(datasette)
     await inspection.require_sound(instance.db)
-    await _change(datasette, actor_id, destroy_secret_row)
-    return await clean_up(instance, vacuum=vacuum)
+    changed = await _change(datasette, actor_id, change)
+    return changed, await clean_up(instance, vacuum=vacuum)
 
 
 async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.CleanUp:
@@ -453,9 +461,8 @@ async def _check_name(datasette: Datasette, instance: Instance, name: object) ->
     is_variable = name.startswith(config.ENV_PREFIX)
     if _NAME.match(name) and not is_variable:
         return
-    if await is_registered(datasette, name) or await store.newest(
-        instance.reader, name
-    ):
+    is_stored = await store.newest(instance.reader, name) is not None
+    if is_stored or await is_registered(datasette, name):
         return
     raise InvalidSecret(
         f"{name} is the name of an environment variable. The secret's own name is "
@@ -476,15 +483,13 @@ def _check_holds_no_key(
 
 
 def _check_note(note: object) -> None:
-    if note is None:
-        return
-    if not isinstance(note, str):
+    if note is not None and not isinstance(note, str):
         raise InvalidSecret("A note must be text")
-    if len(note) > NOTE_MAX_CHARACTERS:
+    if note and len(note) > NOTE_MAX_CHARACTERS:
         raise InvalidSecret(
             f"A note has at most {NOTE_MAX_CHARACTERS} characters, not {len(note)}"
         )
-    if "\0" in note or any("\ud800" <= character <= "\udfff" for character in note):
+    if note and re.search("[\0\ud800-\udfff]", note):
         raise InvalidSecret("A note must be valid UTF-8 without NUL characters")
 
 

@@ -53,6 +53,8 @@ _VERSION = (
 _DESTROYED = {"encrypted": None, "wrapped_key": None}
 _ORDER = "order by version desc, id limit 1"
 _NAMES = "(select value from json_each(:names))"
+_IDS = "id in (select value from json_each(:ids))"
+_HOLDS_VALUE = "not (encrypted is null and wrapped_key is null)"
 _SELECT_VERSION = f"select {_VERSION} from {TABLE} where name = :name {_ORDER}"  # noqa: S608
 _SELECT_ROW = f"select {_ROW} from {TABLE} where name = :name {_ORDER}"  # noqa: S608
 # Every column costs as much as a step of the cryptography. Most reads need only these.
@@ -235,7 +237,7 @@ def insert_version(
 
     `note` None keeps the note of the version before. Raises VersionConflict.
     """
-    newest = _newest(changing.conn, name)
+    newest = find_newest(changing.conn, name)
     _check_expected(name, newest, expected_version)
     version = next_version(name, newest)
     sealed = seal(version)
@@ -249,7 +251,7 @@ def insert_version(
     columns |= dict.fromkeys(("last_used_at", "last_used_by"))
     columns |= {"renew_by": renew_by, **dict(zip(_CELLS, sealed, strict=True))}
     row_id = changing.insert(TABLE, columns)
-    stored = _newest(changing.conn, name)
+    stored = find_newest(changing.conn, name)
     if stored is None or stored.id != row_id:
         raise not_kept()
     return version
@@ -264,11 +266,6 @@ def next_version(name: str, newest: Version | None) -> int:
             "verify', and remove the row with the command that it prints"
         )
     return number + 1
-
-
-def update(changing: Changing, version: Version, columns: Mapping[str, object]) -> None:
-    """Write these columns of a version."""
-    changing.update(TABLE, version.id, columns)
 
 
 def destroy(changing: Changing, name: str, versions: Iterable[int]) -> list[int]:
@@ -346,12 +343,8 @@ def note_of(conn: sqlite3.Connection, row_id: int) -> str:
     return str(note or "")
 
 
-def is_stored(conn: sqlite3.Connection, name: str) -> bool:
-    """Whether any version of `name` is there, even a deleted or destroyed one."""
-    return _newest(conn, name) is not None
-
-
-def _newest(conn: sqlite3.Connection, name: str) -> Version | None:
+def find_newest(conn: sqlite3.Connection, name: str) -> Version | None:
+    """The newest version of `name`, even if it is deleted or destroyed."""
     rows = conn.execute(_SELECT_VERSION, {"name": name}).fetchall()
     return Version._make(rows[0]) if rows else None
 
@@ -360,7 +353,7 @@ def require_newest(
     conn: sqlite3.Connection, name: str, expected_version: int | None
 ) -> Version:
     """The newest version. Raises InvalidSecret when nothing is stored, and VersionConflict."""
-    newest = _newest(conn, name)
+    newest = find_newest(conn, name)
     if newest is None:
         raise InvalidSecret(f"Nothing is stored for {name}")
     _check_expected(name, newest, expected_version)
@@ -425,10 +418,7 @@ async def last_uses(db: Database, names: list[str]) -> dict[str, LastUse]:
 
 
 async def key_counts(db: Database) -> list[tuple[str, int, bool]]:
-    """Each key ID, how many versions it wraps, and whether 0.x wrote those.
-
-    Destroyed versions need no key.
-    """
+    """Each key ID, how many versions need it, and whether 0.x wrote those."""
     sql = f"""select encryption_key_name, count(*), 0 from {TABLE}
         where wrapped_key is not null group by encryption_key_name
         union all
@@ -465,38 +455,37 @@ async def rows_from(
 ) -> Rows:
     """Up to `limit` rows that hold a value, from id `row_id` on.
 
-    `but_key_id`: leave out those wrapped by that key; a row of 0.x is wrapped by none,
-    whatever it says. `legacy_only`: only rows of 0.x. `wraps_only`: read no values;
-    `encrypted` is then None.
+    `but_key_id`: leave out those wrapped by that key. No key wraps a row of 0.x, whatever
+    is in it. `legacy_only`: only rows of 0.x. `wraps_only`: read no values; `encrypted`
+    is then None.
     """
-    sql = f"""select {_WRAP if wraps_only else _ROW} from {TABLE} where id >= :row_id
-        and not (encrypted is null and wrapped_key is null)
-        and (:key_id is null or encryption_key_name is not :key_id
-            or ({_NO_ENVELOPE}))
-        and (not :legacy_only or ({_NO_ENVELOPE}))
-        order by id limit :limit"""  # noqa: S608
     parameters = {"row_id": row_id, "limit": limit, "key_id": but_key_id}
-    parameters |= {"legacy_only": legacy_only}
+    where = "id >= :row_id"
+    if but_key_id is not None:
+        where += f" and (encryption_key_name is not :key_id or ({_NO_ENVELOPE}))"
+    if legacy_only:
+        where += f" and {_NO_ENVELOPE}"
+    sql = _select_rows(f"{where} order by id limit :limit", wraps_only=wraps_only)
     return Rows(await _fetch(db, sql, parameters))
 
 
 def legacy_rows(conn: sqlite3.Connection) -> Rows:
     """All rows of 0.x that hold a value."""
-    sql = f"select {_ROW} from {TABLE} where encrypted is not null and {_NO_ENVELOPE} order by id"  # noqa: S608
-    return Rows(_select(conn, sql, {}))
+    return Rows(_select(conn, _select_rows(f"{_NO_ENVELOPE} order by id"), {}))
 
 
 async def rows_with_ids(
     db: Database, ids: list[int], *, wraps_only: bool = False
 ) -> Rows:
-    """Those of these rows that hold a value.
-
-    `wraps_only`: as in `rows_from`.
-    """
-    sql = f"""select {_WRAP if wraps_only else _ROW} from {TABLE}
-        where id in (select value from json_each(:ids))
-        and not (encrypted is null and wrapped_key is null) order by id"""  # noqa: S608
+    """Those of these rows that hold a value. `wraps_only`: as in `rows_from`."""
+    where = f"{_IDS} order by id"
+    sql = _select_rows(where, wraps_only=wraps_only)
     return Rows(await _fetch(db, sql, {"ids": json.dumps(ids)}))
+
+
+def _select_rows(where: str, *, wraps_only: bool = False) -> str:
+    columns = _WRAP if wraps_only else _ROW
+    return f"select {columns} from {TABLE} where {_HOLDS_VALUE} and {where}"  # noqa: S608
 
 
 def replace_envelopes(
@@ -524,8 +513,7 @@ def replace_envelopes(
     with tuple_cursor(conn) as cursor:
         stored = cursor.execute(
             f"""select id, {", ".join(columns).replace("encrypted", _ENCRYPTED)}
-            from {TABLE} where id in (select value from json_each(:ids))
-            and not (encrypted is null and wrapped_key is null)""",  # noqa: S608
+            from {TABLE} where {_IDS} and {_HOLDS_VALUE}""",  # noqa: S608
             {"ids": json.dumps(list(written))},
         ).fetchall()
     others = [row[0] for row in stored if row[1:] != written[row[0]]]
