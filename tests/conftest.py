@@ -211,6 +211,20 @@ def console(tmp_path: Path) -> Console:
     return Console(tmp_path)
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 kB."""
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(mounted)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, timeout=300).returncode:
+        # Only a file system of its own is ever really full, and only root may mount one,
+        # as the containers of CI do. The shim plays a full disk for everybody else.
+        pytest.skip("mounting a small file system needs root")
+    yield mounted
+    subprocess.run(["umount", "--lazy", mounted], check=True, timeout=300)
+
+
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The path of a Chromium. Without one the test is skipped, or fails where CI says so."""

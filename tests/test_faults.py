@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -145,6 +145,15 @@ def test_an_error_of_the_disk_is_said_and_nothing_is_lost(
         assert report["errors"].keys() <= {"database-unavailable"}, job
 
 
+@pytest.mark.parametrize("mode", ["kill-torn", "io-error", "disk-full"])
+def test_a_first_start_that_fails_converts_all_or_nothing_and_the_next_one_finishes(
+    fault_shim: Path, mode: str
+) -> None:
+    for job, report in reports(fault_shim, jobs(mode, 15, ["first-start"])):
+        assert not report["wrong"], (job, report["wrong"])
+        assert report["changes"] > 30
+
+
 def test_a_command_that_does_half_its_work_would_be_found(fault_shim: Path) -> None:
     [(_, report)] = reports(fault_shim, jobs("kill-before", 14, ["careless"])[:1])
     assert report["wrong"]
@@ -220,20 +229,6 @@ def test_a_clock_that_steps_back_or_ahead_changes_no_order(
 
 
 # Files that cannot be written. To root, permissions prove nothing: these are real.
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 400 kB."""
-    mounted = tmp_path / "small"
-    mounted.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(mounted)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, timeout=300).returncode:
-        # Only a file system of its own is ever really full, and only root may mount one,
-        # as the containers of CI do. The shim plays a full disk for everybody else.
-        pytest.skip("mounting a small file system needs root")
-    yield mounted
-    subprocess.run(["umount", "--lazy", mounted], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("journal", JOURNALS)

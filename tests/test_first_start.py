@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from datasette.app import Datasette
 from datasette.plugins import pm
 from support import zero
 from support.console import Console
+from support.servers import Server
 
 from datasette_secrets import (
     CannotOpen,
@@ -86,6 +91,19 @@ async def differing(datasette: Datasette) -> list[str]:
         for name, value in VALUES.items()
         if await get_secret(datasette, name) != value
     ]
+
+
+@contextmanager
+def read_only(path: str) -> Iterator[None]:
+    """While this lasts, not even root can change the file."""
+    done = subprocess.run(["chattr", "+i", path], check=False, timeout=60)
+    if done.returncode:
+        # Nothing else keeps root from writing, and some file systems have no such flag.
+        pytest.skip("chattr +i needs root, and a file system that knows it")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True, timeout=60)
 
 
 def without_cryptography(patch: pytest.MonkeyPatch) -> None:
@@ -261,7 +279,7 @@ async def test_a_restored_table_of_0_x_is_upgraded_like_the_first(
     assert await differing(await start(make_datasette, OLD)) == []
 
 
-async def test_a_token_planted_later_opens_after_no_start_and_no_rotation(
+async def test_a_token_planted_later_is_never_read_after_any_start_or_rotation(
     make_datasette: MakeDatasette, internal: str
 ) -> None:
     write_values(internal)
@@ -283,7 +301,7 @@ async def test_a_token_planted_later_opens_after_no_start_and_no_rotation(
         datasette.close()
 
 
-async def test_two_servers_that_start_at_once_do_it_once(
+async def test_servers_of_one_process_that_start_at_once_do_it_once(
     make_datasette: MakeDatasette, tmp_path: Path
 ) -> None:
     path = str(tmp_path / "named.db")
@@ -301,6 +319,21 @@ async def test_two_servers_that_start_at_once_do_it_once(
     for server in servers:
         assert await differing(server) == []
     [(rows,)] = run_sql(path, "select count(*) from datasette_secrets_log")
+    assert rows == 1
+
+
+def test_two_servers_that_start_at_once_do_it_once(console: Console) -> None:
+    write_values(str(console.internal), console.key)
+    with ThreadPoolExecutor(2) as pool:
+        servers = list(pool.map(lambda _: Server(console), range(2)))
+    try:
+        assert all(server.read(*VALUES) == [*VALUES.values()] for server in servers)
+    finally:
+        for server in servers:
+            server.stop()
+    said = [line for server in servers for line in server.log if "upgraded at" in line]
+    assert len(said) == 1
+    [(rows,)] = console.sql("select count(*) from datasette_secrets_log")
     assert rows == 1
 
 
@@ -328,6 +361,81 @@ async def test_a_database_that_cannot_be_changed_is_left_and_said(
         await get_secret(datasette, "UNICODE")
     datasette.close()
     assert Path(path).read_bytes() == content
+
+
+async def test_exchanged_tokens_stay_exchanged_since_0_x_bound_them_to_no_name(
+    make_datasette: MakeDatasette, internal: str
+) -> None:
+    zero.write(
+        internal, [("A", 1, zero.token(OLD, "b")), ("B", 1, zero.token(OLD, "a"))]
+    )
+    datasette = await start(make_datasette, OLD)
+    assert [await get_secret(datasette, name) for name in "AB"] == ["b", "a"]
+
+
+async def test_a_table_whose_names_may_be_null_is_refused_and_left(
+    make_datasette: MakeDatasette, internal: str, capsys: Captured
+) -> None:
+    run_sql(internal, zero.SCHEMA.replace("name text not null", "name text"))
+    write_values(internal)
+    zero.write(internal, [(None, 1, zero.token(OLD, "a"))])
+    datasette = await start(make_datasette, OLD)
+    said = capsys.readouterr().err
+    assert "The table 'datasette_secrets'" in said
+    assert "upgraded" not in said
+    assert is_untouched(internal)
+    with pytest.raises(NeedsUpgrade):
+        await get_secret(datasette, "UNICODE")
+
+
+@pytest.mark.unix("mounts a file system")
+@pytest.mark.parametrize("journal_mode", ["delete", "wal"])
+async def test_a_full_disk_is_left_and_said_and_the_next_start_upgrades(
+    small_disk: Path, make_datasette: MakeDatasette, capsys: Captured, journal_mode: str
+) -> None:
+    path = small_disk / "named.db"
+    run_sql(str(path), f"pragma journal_mode = {journal_mode}")
+    write_values(str(path), note="n" * 100)
+    zero.write(str(path), [("LONG", 1, zero.token(OLD, "x" * 60_000))])
+    filler = small_disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    # Some room is left: what a write-ahead log needs before anything is written to it.
+    os.truncate(filler, filler.stat().st_size - 48_000)
+    options: dict[str, Any] = {"database": "named", "files": [str(path)]}
+    datasette = await start(make_datasette, OLD, **options)
+    said = capsys.readouterr().err
+    assert "the disk is full" in said
+    assert "upgraded at this start" not in said
+    with pytest.raises(NeedsUpgrade):
+        await get_secret(datasette, "UNICODE")
+    datasette.close()
+    assert is_untouched(str(path))
+
+    filler.unlink()
+    datasette = await start(make_datasette, OLD, **options)
+    assert "6 versions" in capsys.readouterr().err
+    assert await differing(datasette) == []
+
+
+@pytest.mark.unix("changes attributes of a file")
+async def test_a_read_only_file_is_left_and_said_and_the_next_start_upgrades(
+    make_datasette: MakeDatasette, tmp_path: Path, capsys: Captured
+) -> None:
+    path = str(tmp_path / "named.db")
+    write_values(path)
+    options: dict[str, Any] = {"database": "named", "files": [path]}
+    with read_only(path):
+        datasette = await start(make_datasette, OLD, **options)
+        said = capsys.readouterr().err
+        assert "it is read-only" in said
+        assert "upgraded at this start" not in said
+        with pytest.raises(NeedsUpgrade):
+            await get_secret(datasette, "UNICODE")
+        datasette.close()
+    assert is_untouched(path)
+    assert await differing(await start(make_datasette, OLD, **options)) == []
 
 
 COMMANDS = [

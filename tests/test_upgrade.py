@@ -1,9 +1,8 @@
-"""What 0.x stored is brought in: every value, by an explicit command, and nothing else."""
+"""The explicit upgrade converts every value that 0.x stored, and changes nothing else."""
 
 from __future__ import annotations
 
 import base64
-import functools
 import itertools
 import json
 import os
@@ -12,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from conftest import MakeDatasette
 from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.plugins import pm
-from support import zero
-from support.documents import blocks, section
+from support import documents, zero
+from support.console import Console
 from support.environments import environment, install
+from support.servers import Server
 
 from datasette_secrets import (
     CannotOpen,
@@ -91,7 +91,9 @@ def alter(path: str, sql: str, parameters: Iterable[Any] = ()) -> None:
     conn.close()
 
 
-async def differing(datasette: Datasette, values: dict[str, str]) -> list[str]:
+async def differing(
+    datasette: Datasette, values: Mapping[str, str | None]
+) -> list[str]:
     """The names whose value is another one: a failing test shows no value."""
     return [
         name
@@ -191,7 +193,7 @@ BAD = {
 }
 
 
-async def test_what_does_not_open_is_named_and_left_and_the_rest_brought_in(
+async def test_what_cannot_be_decrypted_is_named_and_left_and_the_rest_upgraded(
     make_datasette: MakeDatasette, internal: str
 ) -> None:
     zero.write(internal, [(name, 1, encrypted) for name, encrypted in BAD.items()])
@@ -218,7 +220,7 @@ async def test_what_does_not_open_is_named_and_left_and_the_rest_brought_in(
             await get_secret(datasette, name)
 
 
-async def test_a_token_that_sqlite_holds_as_text_is_brought_in(
+async def test_a_token_that_sqlite_holds_as_text_is_upgraded(
     make_datasette: MakeDatasette, internal: str
 ) -> None:
     zero.write(internal, [("A", 1, zero.token(OLD, "a").decode())])
@@ -336,7 +338,7 @@ async def test_upgrade_works_in_batches_of_any_size(
         datasette.close()
 
 
-async def test_a_row_that_0_x_writes_meanwhile_is_brought_in_too(
+async def test_a_row_that_0_x_writes_meanwhile_is_upgraded_too(
     make_datasette: MakeDatasette, internal: str
 ) -> None:
     write_values(internal)
@@ -445,7 +447,7 @@ async def test_an_upgrade_killed_anywhere_loses_nothing_and_is_finished_later(
         "where name = 'ORDINARY'",
     ],
 )
-async def test_a_token_planted_after_the_upgrade_opens_nowhere_and_rotate_launders_it_not(
+async def test_a_token_planted_after_the_upgrade_is_never_read_nor_rotated(
     make_datasette: MakeDatasette, internal: str, planting: str
 ) -> None:
     write_values(internal)
@@ -492,7 +494,7 @@ async def test_without_the_extra_upgrade_says_what_to_install_and_changes_nothin
     assert select(internal, f"{zero.COLUMNS}, encrypted") == before
 
 
-async def test_without_anything_to_bring_in_the_extra_is_not_needed(
+async def test_without_anything_to_upgrade_the_extra_is_not_needed(
     datasette: Datasette, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("cryptography", "cryptography.fernet"):
@@ -553,13 +555,10 @@ class Waiting:
 pm.register(Waiting())
 
 async def main():
-    datasette = Datasette(
-        internal=job["internal"],
-        config={
-            "plugins": {"datasette-secrets": {"encryption-key": job["key"]}},
-            "permissions": {"manage-secrets": {"id": "root"}},
-        },
-    )
+    with open(job["config"]) as config:
+        datasette = Datasette(
+            files=job["files"], internal=job["internal"], config=json.load(config)
+        )
     datasette.root_enabled = True
     await datasette.invoke_startup()
     cookies = {"ds_actor": datasette.sign({"a": {"id": "root"}}, "actor")}
@@ -573,70 +572,125 @@ async def main():
             cookies={**cookies, "ds_csrftoken": token},
         )
         assert stored.status_code == 302, stored.status_code
-    values = {name: await get_secret(datasette, name, "reader") for name in job["names"]}
+    values = {}
+    for name in job["names"]:
+        try:
+            values[name] = await get_secret(datasette, name, "reader")
+        except Exception as error:
+            values[name] = type(error).__name__
     print(json.dumps(values))
 
 asyncio.run(main())
 """
 
 
-def run_0_x(programs: Path, job: dict[str, Any]) -> dict[str, str]:
-    """Do a job with a real release of 0.x; returns what it then reads."""
-    done = subprocess.run(
-        [programs / "python", "-c", OF_0_X],
-        cwd=programs,  # where no checkout can stand in for the release
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr.splitlines()[-1]
-    return dict(json.loads(done.stdout))
+class OldSite:
+    """A configuration and a database of 0.x, used by one of its releases or by ours."""
+
+    def __init__(self, console: Console, programs: Path) -> None:
+        self.console = console
+        self.programs = programs
+        self.files: list[str] = []
+        # As the README of 0.x has it.
+        settings = {"encryption-key": {"$env": "DATASETTE_SECRETS_ENCRYPTION_KEY"}}
+        self.config: dict[str, Any] = {
+            "plugins": {"datasette-secrets": settings},
+            "permissions": {"manage-secrets": {"id": "root"}},
+        }
+        self.write_config()
+
+    def write_config(self) -> None:
+        self.console.config.write_text(json.dumps(self.config))
+
+    def use_named_database(self) -> None:
+        self.console.internal = self.console.folder / "data.db"
+        sqlite3.connect(self.console.internal).close()
+        self.files = [str(self.console.internal)]
+        self.config["plugins"]["datasette-secrets"]["database"] = "data"
+        self.write_config()
+        self.console.options = [*self.files, "-c", str(self.console.config)]
+
+    def run(
+        self, names: Iterable[str], *store: tuple[str, str, str]
+    ) -> dict[str, str | None]:
+        """Store with the release of 0.x; what it then reads, or the name of its error."""
+        job = {
+            "internal": None if self.files else str(self.console.internal),
+            "files": self.files,
+            "config": str(self.console.config),
+            "names": [*names],
+            "store": store,
+        }
+        done = subprocess.run(
+            [self.programs / "python", "-c", OF_0_X],
+            cwd=self.programs,  # where no checkout can stand in for the release
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr.splitlines()[-1]
+        return dict(json.loads(done.stdout))
 
 
 @pytest.fixture(params=RELEASES, ids=", ".join)
-def release(
-    request: pytest.FixtureRequest,
-) -> Callable[[dict[str, Any]], dict[str, str]]:
-    """`run_0_x` with one of the releases."""
+def old_site(
+    request: pytest.FixtureRequest, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> OldSite:
+    """One of the releases, in an environment of its own."""
+    monkeypatch.setenv("DATASETTE_SECRETS_ENCRYPTION_KEY", OLD)
     version, *requirements = request.param
     name = re.sub(r"[^a-z0-9.]+", "-", f"{version} {requirements[0]}")
     programs = environment(name, f"datasette-secrets=={version}", *requirements)
-    return functools.partial(run_0_x, programs)
+    return OldSite(console, programs)
+
+
+OTHERS = zero.COLUMNS.replace("encryption_key_name, ", "")
+TOKEN = re.compile(rb"gAAAAA[\w-]{20}")
 
 
 @pytest.mark.dependents
-async def test_what_a_real_release_of_0_x_stored_is_brought_in(
-    make_datasette: MakeDatasette, internal: str, release: Any
+async def test_a_server_reads_at_once_what_a_real_release_of_0_x_stored(
+    make_datasette: MakeDatasette, old_site: OldSite
 ) -> None:
-    stored: dict[str, str] = {}
+    internal = str(old_site.console.internal)
+    stored: dict[str, str | None] = {}
     store_job = []
     for number in range(300):
         name = f"SECRET_{number % 60}"
-        stored[name] = f"{number} {VALUES['UNICODE']} " + "x" * (number * 7)
-        store_job.append((name, stored[name], f"note {number}"))
-    job = {"internal": internal, "key": OLD, "names": list(stored), "store": store_job}
-    assert release(job) == stored
-    before = select(internal, zero.COLUMNS)
-    assert len(before) == 300
+        value = f"{number} {VALUES['UNICODE']} " + "x" * (number * 7)
+        stored[name] = value
+        store_job.append((name, value, f"note {number}"))
+    assert old_site.run(stored, *store_job) == stored
+    alter(
+        internal,
+        "update datasette_secrets set deleted_at = '2025-05-05 05:05:05', "
+        "deleted_by = 'ann' where name = 'SECRET_9' and version = 5",
+    )
 
     # No server has started yet: ours opens none, and 0.x still opens all.
     datasette = opened(make_datasette, OLD)
     with pytest.raises(NeedsUpgrade):
         await get_secret(datasette, "SECRET_0")
     datasette.close()
-    assert release({**job, "store": [("SECRET_0", "later", "")]})["SECRET_0"] == "later"
-    stored["SECRET_0"] = "later"
-    before = select(internal, zero.COLUMNS)
+    assert old_site.run(stored, ("SECRET_0", "later", ""))["SECRET_0"] == "later"
+    stored |= {"SECRET_0": "later", "SECRET_9": None}
+    before = select(internal, OTHERS)
+    assert len(before) == 301
 
-    datasette = await start(make_datasette, OLD)
-    assert get_instance(datasette).notices[0].startswith("301 versions")
-    others = zero.COLUMNS.replace("encryption_key_name, ", "")
-    assert select(internal, others) == [row[:4] + row[5:] for row in before]
-    assert await differing(datasette, stored) == []
+    with Server(old_site.console) as server:
+        assert select(internal, OTHERS) == before
+        read = dict(zip(stored, server.read(*stored), strict=True))
+    assert [name for name in stored if read[name] != stored[name]] == []
+    assert "301 versions that datasette-secrets 0.x had stored" in "".join(server.log)
+    for file in old_site.console.files().values():
+        assert TOKEN.search(file) is None
     # Every version, not only the newest.
+    datasette = await start(make_datasette, OLD)
     assert (await rotation.verify(datasette)).opened == 301
+    await restore_secret(datasette, "SECRET_9")
+    del stored["SECRET_9"]
     datasette.close()
 
     datasette = await start(make_datasette, NEW, OLD)
@@ -644,8 +698,8 @@ async def test_what_a_real_release_of_0_x_stored_is_brought_in(
     assert (await rotation.rotate(datasette)).complete
     assert await differing(datasette, stored) == []
 
-    # What the real release can do to the file now opens nothing, and is not laundered.
-    assert release({**job, "names": [], "store": [("SECRET_1", "planted", "")]}) == {}
+    # What the real release writes to the file now is never read, nor rotated.
+    assert old_site.run([], ("SECRET_1", "planted", "")) == {}
     with pytest.raises(NeedsUpgrade):
         await get_secret(datasette, "SECRET_1")
     assert not (await rotation.rotate(datasette, skip_unopenable=True)).complete
@@ -658,47 +712,72 @@ async def test_what_a_real_release_of_0_x_stored_is_brought_in(
 
 
 @pytest.mark.dependents
-async def test_the_commands_of_the_readme_move_over_from_0_x_and_back(
-    make_datasette: MakeDatasette, tmp_path: Path
+def test_a_server_says_what_may_remain_of_a_real_release_in_a_named_database(
+    old_site: OldSite,
 ) -> None:
-    [commands] = blocks(section("README.md", "Moving over from 0.x"), "bash")
+    old_site.use_named_database()
+    stored = {f"SECRET_{number}": f"value {number}" for number in range(20)}
+    store_job = [(name, value, "") for name, value in stored.items()]
+    assert old_site.run(stored, *store_job) == stored
+    with Server(old_site.console) as server:
+        assert server.read(*stored) == [*stored.values()]
+    log = "".join(server.log)
+    assert "20 versions that datasette-secrets 0.x had stored" in log
+    assert "run 'datasette secrets rotate-key --vacuum'" in log
+    old_site.console.ok("rotate-key", "--vacuum")
+    for file in old_site.console.files().values():
+        assert TOKEN.search(file) is None
+
+
+@pytest.mark.dependents
+async def test_the_commands_of_the_readme_move_over_from_0_x_and_back(
+    make_datasette: MakeDatasette, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATASETTE_SECRETS_ENCRYPTION_KEY", OLD)
+    [commands] = documents.blocks(
+        documents.section("README.md", "Moving over from 0.x"), "bash"
+    )
     programs = environment(
         "moving-over", "datasette-secrets==0.3a0", "datasette>=1.0a41"
     )
     back = ("--force-reinstall", "--no-deps", "datasette-secrets==0.3a0")
     install(programs, *back)
-    internal, copy = str(tmp_path / "internal.db"), str(tmp_path / "internal-0.x.db")
+    site = OldSite(console, programs)
     stored = {f"SECRET_{number}": f"value {number}" for number in range(20)}
-    job = {
-        "internal": internal,
-        "key": OLD,
-        "names": list(stored),
-        "store": [(name, value, "") for name, value in stored.items()],
-    }
-    assert run_0_x(programs, job) == stored
-    (tmp_path / "datasette.yaml").write_text(
-        f"plugins:\n  datasette-secrets:\n    encryption-key: {OLD}\n"
-    )
+    store_job = [(name, value, "") for name, value in stored.items()]
+    assert site.run(stored, *store_job) == stored
 
-    done = subprocess.run(
-        ["/bin/sh", "-e", "-c", commands],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-            "PIP_FIND_LINKS": str(Path(WHEEL).parent),
-        },
-        input="y\n",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr.splitlines()[-1]
-    assert (
-        await differing(await start(make_datasette, OLD, internal=internal), stored)
-        == []
-    )
+    # `.` is a clone of this repository; pip builds the same wheel from it.
+    commands = commands.replace("'.[fernet]'", f"'{WHEEL}[fernet]'")
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    folder, env = console.folder, {**os.environ, "PATH": path}
+    documents.run(commands, folder, env)
 
+    # Nothing is converted before a start with a master key, and 0.3a0 goes on working.
+    serve = "datasette serve -c datasette.yaml --internal internal.db"
+    without_key = {**env, "DATASETTE_SECRETS_ENCRYPTION_KEY": ""}
+    with documents.Served(serve, folder, without_key) as server:
+        assert "has a master key upgrades them" in "".join(server.said)
     install(programs, *back)
-    assert run_0_x(programs, {**job, "internal": copy, "store": []}) == stored
+    assert site.run(stored) == stored
+
+    install(programs, "--force-reinstall", "--no-deps", WHEEL)
+    with documents.Served(serve, folder, env) as server:
+        assert "20 versions that datasette-secrets 0.x" in "".join(server.said)
+
+    # 0.3a0 reads nothing that was converted. What it stores now is its own.
+    install(programs, *back)
+    assert set(site.run(stored).values()) == {"InvalidToken"}
+    assert site.run(["SECRET_0"], ("SECRET_0", "of 0.3a0", "")) == {
+        "SECRET_0": "of 0.3a0"
+    }
+    datasette = await start(make_datasette, OLD)
+    with pytest.raises(NeedsUpgrade):
+        await get_secret(datasette, "SECRET_0")
+    assert (await upgrade.upgrade(datasette)).changed == 1
+    assert await differing(datasette, {**stored, "SECRET_0": "of 0.3a0"}) == []
+    datasette.close()
+
+    # The copy is as it was.
+    os.replace(console.folder / "internal-0.x.db", console.internal)
+    assert site.run(stored) == stored

@@ -128,7 +128,7 @@ async def roll_back(datasette: Datasette) -> None:
     await service.roll_back(datasette, "SECRET_2", 1)
 
 
-async def migrate(datasette: Datasette) -> None:
+async def first_start(datasette: Datasette) -> None:
     await datasette.invoke_startup()
 
 
@@ -212,9 +212,12 @@ OPERATIONS = {
         },
         logged=len(IMPORTED),
     ),
-    "migrate": Operation(migrate, renumbered, from_0x=True, is_whole=False),
+    "first-start": Operation(first_start, renumbered, from_0x=True),
     "upgrade": Operation(upgrade_all, renumbered, from_0x=True, is_whole=False),
 }
+
+
+REWRITING = (rotate, rotate_new_data_keys, upgrade_all, first_start)
 
 
 # Looking at what is left.
@@ -247,8 +250,11 @@ def integrity(path: str) -> str:
 
 
 def log_rows(path: str) -> int:
-    """How many changes the log tells of."""
+    """How many changes the log tells of. In a database of 0.x there is none."""
     with closing(sqlite3.connect(path)) as conn:
+        sql = "select 1 from sqlite_master where name = 'datasette_secrets_log'"
+        if conn.execute(sql).fetchone() is None:
+            return 0
         sql = "select count(*) from datasette_secrets_log"
         return int(conn.execute(sql).fetchone()[0])
 
@@ -319,13 +325,13 @@ def finished(operation: Operation, path: str) -> list[str]:
     rows = decoder.rows(path)
     files = b"".join(file.read_bytes() for file in Path(path).parent.iterdir())
     wrong = []
-    if operation.run in (rotate, rotate_new_data_keys, upgrade_all):
+    if operation.run in REWRITING:
         primary = decoder.key_id(decoder.master_key(NEW_KEY))
         for row in rows:
             if row["wrapped_key"] and row["encryption_key_name"] != primary:
                 wrong.append("a row is under another key")
     gone = pickle.loads(Path(path).parents[1].joinpath("blobs").read_bytes())  # noqa: S301  # our own
-    if operation.run in (destroy, rotate, rotate_new_data_keys, upgrade_all):
+    if operation.run in (destroy, *REWRITING):
         kept = {cell for row in rows for cell in row.values()}
         for blob in gone:
             if blob not in kept and blob[:40] in files:
