@@ -2,13 +2,15 @@
 
     python scripts/campaign.py [--scale 1.0] [--seed N] [PART]...
 
-Parts: flips, writes, kills, traffic, servers, model. Without one, all of them. Exits 1 if anything
-was lost, half done or opened that should not have been. Needs Linux and a C compiler.
+Parts: flips, writes, kills, traffic, servers, model, tokens. Without one, all of them.
+Exits 1 if anything was lost, half done or decrypted that should not have been. Needs Linux
+and a C compiler.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -32,8 +34,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 import test_concurrency  # noqa: E402
 import test_envelope  # noqa: E402
 import test_faults  # noqa: E402
+import test_keep  # noqa: E402
 import test_model  # noqa: E402
 import test_servers  # noqa: E402
+from datasette.app import Datasette  # noqa: E402
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from hypothesis.stateful import run_state_machine_as_test  # noqa: E402
@@ -355,6 +359,27 @@ def model(campaign: Campaign) -> None:
     campaign.tried("round trips and moves of random rows", 4 * examples)
 
 
+def tokens(campaign: Campaign) -> None:
+    """A token every hour for more than a year, of which ten are kept."""
+    path = str(campaign.folder / "tokens.db")
+    key = envelope.generate_master_key()
+    config = {"plugins": {"datasette-secrets": {"encryption-key": key}}}
+    datasette = Datasette(internal=path, config=config)
+    wanted = campaign.times(10_000)
+
+    async def run() -> tuple[test_keep.Size, test_keep.Size]:
+        await datasette.invoke_startup()
+        before = await test_keep.store_tokens(datasette, path, 30)
+        return before, await test_keep.store_tokens(datasette, path, wanted)
+
+    before, after = asyncio.run(run())
+    datasette.close()
+    if after.rows != 10 or after.pages != before.pages:
+        campaign.problem(f"tokens: {before} became {after}")
+    campaign.tried("tokens of which ten were kept", wanted)
+    campaign.tried("bytes by which the log grew", after.file - before.file)
+
+
 PARTS: dict[str, Callable[[Campaign], None]] = {
     "flips": flips,
     "writes": writes,
@@ -362,6 +387,7 @@ PARTS: dict[str, Callable[[Campaign], None]] = {
     "traffic": traffic_,
     "servers": servers,
     "model": model,
+    "tokens": tokens,
 }
 
 

@@ -7,7 +7,7 @@ Each test file is named after what it tests:
                        test_state
                        test_api (the JSON API) · test_pages
                        test_pages_log and test_pages_checks (log, tests, dates)
-                       test_log (the change log, renew_by and keep)
+                       test_log · test_log_doors (the change log, renew_by) · test_keep
                        test_permissions · test_config · test_envelope · test_rotation
                        test_upgrade · test_migrations · test_uses (last_used_at) · test_guard
     the commands       test_cli_values (set, get, list …) · test_cli_keys (rotate-key …)
