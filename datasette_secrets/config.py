@@ -1,4 +1,4 @@
-"""Reads the plugin's settings into a frozen `Settings`. No message of it shows a key."""
+"""Reads the plugin's settings into a frozen `Settings`. No message shows a key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PLUGIN = "datasette-secrets"
 ENV_PREFIX = "DATASETTE_SECRETS_"
 ENV_KEY = "DATASETTE_SECRETS_ENCRYPTION_KEY"
-HOW_TO_MAKE_A_KEY = "make one with 'datasette secrets generate-encryption-key'"
+HOW_TO_MAKE_A_KEY = "Make one with 'datasette secrets generate-encryption-key'"
 _KNOWN_OPTIONS = ("encryption-key", "encryption_key", "database")
 _ALWAYS_RESERVED = frozenset({"ENCRYPTION_KEY", "OLD_ENCRYPTION_KEY"})
 
@@ -71,13 +71,18 @@ def load(datasette: Datasette) -> Settings:
             f"{PLUGIN}: both 'encryption-key' and 'encryption_key' are configured: "
             "keep one of them"
         )
-    key_option = options.get("encryption-key", options.get("encryption_key"))
+    key_option = _key_option(options)
     keys = _read_keys(key_option)
+    variables = [name.upper() for name in _variables(key_option)]
     return Settings(
         ring=KeyRing(keys.values()) if keys else None,
         sources={key.id: source for source, key in keys.items()},
         database=None if database == "_internal" else database or None,
-        reserved=_ALWAYS_RESERVED | _variables_of_keys(key_option),
+        reserved=_ALWAYS_RESERVED.union(
+            name.removeprefix(ENV_PREFIX)
+            for name in variables
+            if name.startswith(ENV_PREFIX)
+        ),
         missing="" if keys else _why_missing(key_option),
         warnings=tuple(_warnings(options, keys)),
     )
@@ -91,29 +96,28 @@ def _warnings(
             known = ", ".join(_KNOWN_OPTIONS[::2])
             yield (
                 "unknown-option",
-                f"the option {_named(str(option))} is unknown and has no effect: the "
-                f"options are {known}",
+                f"the option {_named(str(option))} is unknown and has no effect. "
+                f"The options are {known}",
             )
     for source, key in keys.items():
         if key.is_one_byte_repeated:
             yield (
                 "weak-key",
-                f"{source} is one byte repeated, which anybody can guess: "
+                f"{source} is one byte repeated, so anybody can guess it. "
                 f"{HOW_TO_MAKE_A_KEY}, put it first and run 'datasette secrets rotate-key'",
             )
         if any(map(key.appears_in, sys.argv)):
             yield (
                 "key-in-arguments",
                 f"{source} is visible in the command line, which other users of this "
-                "machine can read: move it to a file",
+                "machine can read. Move it to a file",
             )
-    key_option = options.get("encryption-key", options.get("encryption_key"))
-    for path in _paths(key_option):
+    for path in _paths(_key_option(options)):
         if path is not None and is_readable_by_others(path):
             yield (
                 "key-file-mode",
-                f"the key file {_named(path)} can be read by every user of this machine: "
-                "run chmod o-r on it",
+                f"the key file {_named(path)} can be read by every user of this machine. "
+                "Run chmod o-r on it",
             )
 
 
@@ -151,17 +155,8 @@ def database_name(datasette: Datasette) -> str | None:
 
 
 def key_files(datasette: Datasette) -> list[str | None]:
-    """The path of each entry of `encryption-key`, newest first; None for one that is no file."""
-    options = _options(datasette) or {}
-    return _paths(options.get("encryption-key", options.get("encryption_key")))
-
-
-def _paths(key_option: Any) -> list[str | None]:
-    paths = [
-        entry.get("$file") if isinstance(entry, dict) else None
-        for entry in _entries(key_option)
-    ]
-    return [path if isinstance(path, str) else None for path in paths]
+    """The path of each entry of `encryption-key`, newest first; None where it is no file."""
+    return _paths(_key_option(_options(datasette) or {}))
 
 
 def exposed_names(datasette: Datasette) -> list[str]:
@@ -171,11 +166,8 @@ def exposed_names(datasette: Datasette) -> list[str]:
     the secrets in it. Loads no key, never raises.
     """
     name = database_name(datasette)
-    own = (
-        datasette.get_internal_database()
-        if name is None
-        else datasette.databases.get(name)
-    )
+    internal = datasette.get_internal_database()
+    own = internal if name is None else datasette.databases.get(name)
     path = own.path if own else None
     configured = [] if name is None else [name]
     return configured + [
@@ -186,7 +178,6 @@ def exposed_names(datasette: Datasette) -> list[str]:
 
 
 def _is_same_file(path: str, other: str) -> bool:
-    """Whether both lead to one file, through links of any kind as well."""
     try:
         return os.path.samefile(path, other)
     except OSError:
@@ -195,21 +186,21 @@ def _is_same_file(path: str, other: str) -> bool:
 
 def find_database(datasette: Datasette, settings: Settings) -> Database:
     """The database in which the secrets are. Raises NotConfigured if it is not attached."""
-    db: Database
-    if settings.database is None:
-        db = datasette.get_internal_database()
-        return db
     if settings.database == "_memory":
         raise NotConfigured(
-            f"{PLUGIN}: secrets cannot be kept in '_memory', which is lost with the "
-            "process: leave 'database' out, or name a database file"
+            f"{PLUGIN}: '_memory' is lost when the process ends, so secrets cannot be "
+            "kept there. Leave 'database' out, or name a database file"
         )
-    if settings.database not in datasette.databases:
+    if settings.database is not None and settings.database not in datasette.databases:
         raise NotConfigured(
-            f"{PLUGIN}: the database '{_named(settings.database)}' is not attached: "
-            "start Datasette with its file, or correct 'database'"
+            f"{PLUGIN}: the database '{_named(settings.database)}' is not attached. "
+            "Start Datasette with its file, or correct 'database'"
         )
-    db = datasette.get_database(settings.database)
+    db: Database = (
+        datasette.get_internal_database()
+        if settings.database is None
+        else datasette.get_database(settings.database)
+    )
     return db
 
 
@@ -225,132 +216,120 @@ def _options(datasette: Datasette) -> dict[str, Any] | None:
     return options if isinstance(options, dict) else None
 
 
+def _key_option(options: dict[str, Any]) -> Any:
+    return options.get("encryption-key", options.get("encryption_key"))
+
+
 def _entries(key_option: Any) -> list[Any]:
     return key_option if isinstance(key_option, list) else [key_option]
 
 
+def _named_by(kind: str, key_option: Any) -> list[str | None]:
+    """For each entry, the name in its `$env` or `$file`, if it has that."""
+    names = [
+        entry.get(kind) if isinstance(entry, dict) else None
+        for entry in _entries(key_option)
+    ]
+    return [name if isinstance(name, str) else None for name in names]
+
+
+def _paths(key_option: Any) -> list[str | None]:
+    return _named_by("$file", key_option)
+
+
+def _variables(key_option: Any) -> list[str]:
+    return [name for name in _named_by("$env", key_option) if name is not None]
+
+
 def _read_keys(key_option: Any) -> dict[str, MasterKey]:
     """The configured keys by where each came from, newest first; none without any."""
-    texts = _texts_of_variable() if key_option is None else _texts_of_option(key_option)
-    # A variable may be left unset on purpose; a file that was named is there to be read.
-    is_file = any(path is not None for path in _paths(key_option)[:1])
-    if not is_file and not any(text for _, text in texts):
+    texts = list(_texts(key_option))
+    # A variable may be left unset on purpose. A file that was named has to hold a key.
+    if _paths(key_option)[0] is None and not any(text for _, text in texts):
         return {}
     if not texts[0][1]:
         raise InvalidMasterKey(
-            f"{PLUGIN}: {texts[0][0]} is empty: the first key is the one that wraps"
+            f"{PLUGIN}: {texts[0][0]} is empty, but the first key is the primary key"
         )
     keys: dict[str, MasterKey] = {}
     for source, text in texts:
         if not text:
             continue
-        key = _parse_key(source, text)
+        try:
+            key = MasterKey.parse(text)
+        except InvalidMasterKey as error:
+            raise InvalidMasterKey(
+                f"{PLUGIN}: {source} is not a master key, {error}. Remove any surrounding "
+                f"text, or start afresh: {HOW_TO_MAKE_A_KEY}"
+            ) from None
         same = next((known for known in keys if keys[known].id == key.id), None)
         if same is None:
             keys[source] = key
         else:
-            print(
-                f"{PLUGIN}: {source} is the same key as {same}: it counts once",
-                file=sys.stderr,
-            )
+            said = f"{PLUGIN}: {source} is the same key as {same}, and is ignored"
+            print(said, file=sys.stderr)
     return keys
 
 
-def _texts_of_variable() -> list[tuple[str, str]]:
-    listed = os.environ.get(ENV_KEY, "").split(",")
-    return [
-        (
-            f"the environment variable {ENV_KEY}"
-            + (f" (entry {number} of {len(listed)})" if len(listed) > 1 else ""),
-            text.strip(),
-        )
-        for number, text in enumerate(listed, 1)
-    ]
-
-
-def _texts_of_option(key_option: Any) -> list[tuple[str, str]]:
-    entries = _entries(key_option)
-    texts = []
-    for number, entry in enumerate(entries, 1):
+def _texts(key_option: Any) -> Iterator[tuple[str, str]]:
+    """Where each key is configured, and its text."""
+    if key_option is None:
+        key_option = os.environ.get(ENV_KEY, "").split(",")
+        option = f"the environment variable {ENV_KEY}"
+    else:
         option = "encryption-key"
-        if len(entries) > 1:
-            option = f"entry {number} of {option}"
-        source, text = _follow(option, entry)
-        texts.append((source, text.strip()))
-    return texts
-
-
-def _parse_key(source: str, text: str) -> MasterKey:
-    try:
-        return MasterKey.parse(text)
-    except InvalidMasterKey as error:
-        raise InvalidMasterKey(
-            f"{PLUGIN}: {source} is not a master key, {error}: take away what stands "
-            f"around it, or {HOW_TO_MAKE_A_KEY}"
-        ) from None
+    entries = _entries(key_option)
+    for number, entry in enumerate(entries, 1):
+        of = f"entry {number} of " if len(entries) > 1 else ""
+        source, text = _follow(of + option, entry)
+        yield source, text.strip()
 
 
 def _follow(option: str, entry: Any) -> tuple[str, str]:
     """Where an entry's text comes from, and the text. Raises InvalidMasterKey."""
     if entry is None or isinstance(entry, str):
         return option, entry or ""
-    if isinstance(entry, dict) and len(entry) == 1:
-        [(kind, name)] = entry.items()
-        if kind == "$env" and isinstance(name, str):
-            return f"{option} ($env {_named(name)})", os.environ.get(name, "")
-        if kind == "$file" and isinstance(name, str):
-            return f"{option} ($file {_named(name)})", _read_file(option, name)
-    raise _unreadable(option, "it must be text, {$env: NAME} or {$file: PATH}")
+    problem = "it must be text, {$env: NAME} or {$file: PATH}"
+    kind, name = next(iter(entry.items())) if _is_pair(entry) else (None, None)
+    if kind == "$env":
+        return f"{option} ($env {_named(name)})", os.environ.get(name, "")
+    if kind == "$file":
+        shown = _named(name)
+        try:
+            with open(name, encoding="utf-8") as file:
+                return f"{option} ($file {shown})", file.read()
+        except OSError as error:
+            if shown == name and not os.path.isabs(name):
+                shown += f", which is {os.path.abspath(name)}"
+            problem = f"$file {shown}: {error.strerror or 'unreadable'}"
+        except ValueError:
+            problem = f"$file {shown}: not text"
+    raise InvalidMasterKey(f"{PLUGIN}: {option} cannot be read: {problem}")
 
 
-def _read_file(option: str, path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except OSError as error:
-        shown = _named(path)
-        if shown == path and not os.path.isabs(path):
-            shown += f", which is {os.path.abspath(path)}"
-        problem = f"$file {shown}: {error.strerror or 'unreadable'}"
-    except ValueError:
-        problem = f"$file {_named(path)}: not text"
-    raise _unreadable(option, problem)
-
-
-def _unreadable(option: str, problem: str) -> InvalidMasterKey:
-    return InvalidMasterKey(f"{PLUGIN}: {option} cannot be read: {problem}")
-
-
-def _variables_of_keys(key_option: Any) -> frozenset[str]:
-    """The secret names that would read the variables from which keys are configured."""
-    return frozenset(
-        entry["$env"].upper().removeprefix(ENV_PREFIX)
-        for entry in _entries(key_option)
-        if isinstance(entry, dict)
-        and isinstance(entry.get("$env"), str)
-        and entry["$env"].upper().startswith(ENV_PREFIX)
+def _is_pair(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and len(entry) == 1
+        and all(isinstance(name, str) for name in entry.values())
     )
 
 
 def _why_missing(key_option: Any) -> str:
-    variables = [
-        entry["$env"]
-        for entry in _entries(key_option)
-        if isinstance(entry, dict) and isinstance(entry.get("$env"), str)
-    ]
+    variables = _variables(key_option)
     if key_option is None:
         cause = (
             f"neither 'encryption-key' nor the environment variable {ENV_KEY} is set"
         )
     elif variables:
-        plural = "s" if len(variables) > 1 else ""
+        s, verb = ("s", "are") if len(variables) > 1 else ("", "is")
+        names = ", ".join(map(_named, variables))
         cause = (
-            f"the environment variable{plural} {', '.join(map(_named, variables))}, from which "
-            f"'encryption-key' is read, {'are' if plural else 'is'} not set"
+            f"the environment variable{s} {names} of 'encryption-key' {verb} not set"
         )
     else:
         cause = "'encryption-key' is empty"
     return (
-        f"{PLUGIN} is not configured: {cause}: {HOW_TO_MAKE_A_KEY}, unless secrets are "
-        "stored here already, which need theirs"
+        f"{PLUGIN} is not configured, because {cause}. If secrets are stored already, "
+        f"configure their master key. {HOW_TO_MAKE_A_KEY} otherwise"
     )

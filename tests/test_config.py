@@ -72,11 +72,11 @@ def test_both_base64_alphabets_are_one_key() -> None:
     assert ids(load({"encryption-key": key})) == ids(load({"encryption-key": other}))
 
 
-def test_a_key_that_is_given_twice_counts_once_with_a_warning(
+def test_a_key_that_is_given_twice_is_used_once_with_a_warning(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert ids(load({"encryption-key": [KEYS[0], KEYS[1], KEYS[0]]})) == IDS[:2]
-    assert "counts once" in capsys.readouterr().err
+    assert "and is ignored" in capsys.readouterr().err
 
 
 def test_the_environment_variable_is_read_without_an_option(
