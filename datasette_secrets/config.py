@@ -289,30 +289,30 @@ def _follow(option: str, entry: Any) -> tuple[str, str]:
     """Where an entry's text comes from, and the text. Raises InvalidMasterKey."""
     if entry is None or isinstance(entry, str):
         return option, entry or ""
-    problem = "it must be text, {$env: NAME} or {$file: PATH}"
-    kind, name = next(iter(entry.items())) if _is_pair(entry) else (None, None)
-    if kind == "$env":
-        return f"{option} ($env {_named(name)})", os.environ.get(name, "")
-    if kind == "$file":
-        shown = _named(name)
-        try:
-            with open(name, encoding="utf-8") as file:
-                return f"{option} ($file {shown})", file.read()
-        except OSError as error:
-            if shown == name and not os.path.isabs(name):
-                shown += f", which is {os.path.abspath(name)}"
-            problem = f"$file {shown}: {error.strerror or 'unreadable'}"
-        except ValueError:
-            problem = f"$file {shown}: not text"
-    raise InvalidMasterKey(f"{PLUGIN}: {option} cannot be read: {problem}")
+    match entry:
+        case {"$env": str(name)} if len(entry) == 1:
+            return f"{option} ($env {_named(name)})", os.environ.get(name, "")
+        case {"$file": str(path)} if len(entry) == 1:
+            return f"{option} ($file {_named(path)})", _read_file(option, path)
+    raise _unreadable(option, "it must be text, {$env: NAME} or {$file: PATH}")
 
 
-def _is_pair(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and len(entry) == 1
-        and all(isinstance(name, str) for name in entry.values())
-    )
+def _read_file(option: str, path: str) -> str:
+    shown = _named(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        if shown == path and not os.path.isabs(path):
+            shown += f", which is {os.path.abspath(path)}"
+        problem = error.strerror or "unreadable"
+    except ValueError:
+        problem = "not text"
+    raise _unreadable(option, f"$file {shown}: {problem}")
+
+
+def _unreadable(option: str, problem: str) -> InvalidMasterKey:
+    return InvalidMasterKey(f"{PLUGIN}: {option} cannot be read: {problem}")
 
 
 def _why_missing(key_option: Any) -> str:
