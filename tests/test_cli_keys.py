@@ -52,11 +52,11 @@ def test_rotation_says_where_what_and_what_next(old: Console) -> None:
     assert said.splitlines() == [
         f"Database: {old.internal}",
         f"Primary master key: {NEW_ID}, from entry 1 of encryption-key",
-        "Re-wrapped 5 versions; 0 had nothing to change",
+        "Re-wrapped 5 versions",
         f"  {NEW_ID}  primary, entry 1 of encryption-key: wraps 5 versions",
-        f"  {OLD_ID}  in the ring, entry 2 of encryption-key: wraps 0 versions",
-        "    No row here needs it now. Keep it for backups, and run status again once "
-        "every server has restarted with the new key first.",
+        f"  {OLD_ID}  configured, entry 2 of encryption-key: wraps 0 versions",
+        f"master key {OLD_ID} is no longer used: once every server has restarted with the "
+        "new key listed first, keep it for backups and remove it from the configuration",
     ]
     assert values(old) == before
     assert keys_of_rows(old) == {NEW_ID}
@@ -96,7 +96,7 @@ def key_json(
 def test_a_dry_run_changes_nothing_and_exits_0(old: Console) -> None:
     before = old.files()
     said = old.ok("rotate-key", "--dry-run")
-    assert "Would re-wrap 5 versions; 0 are current" in said
+    assert "Would re-wrap 5 versions\n" in said
     assert old.files() == before
 
 
@@ -126,9 +126,11 @@ def test_the_rest_can_be_rotated_and_still_exits_1(old: Console) -> None:
     assert result.exit_code == 1
     assert "Re-wrapped 4 versions" in result.stdout
     assert "A version 1 cannot be decrypted" in result.stdout
-    assert "No row here needs it" not in result.stdout
+    assert "no longer used" not in result.stdout
     assert old.ok("destroy", "A", "--version", "1", "--yes")
-    assert "Re-wrapped 0 versions; 4 had nothing" in old.ok("rotate-key")
+    assert "Re-wrapped 0 versions; 4 already use the primary key\n" in old.ok(
+        "rotate-key"
+    )
 
 
 def test_a_key_that_is_not_in_the_ring_is_named(old: Console) -> None:
@@ -230,7 +232,7 @@ def test_status_opens_nothing(old: Console) -> None:
 
 def test_verify_opens_every_version(old: Console) -> None:
     old.ok("destroy", "B", "--version", "1", "--yes")
-    assert old.ok("verify") == "4 versions open, 0 not, 1 destroyed\n"
+    assert old.ok("verify") == "All 4 versions can be decrypted (1 destroyed)\n"
     assert old.json("verify") == {
         "ok": True,
         "database": str(old.internal),
@@ -313,13 +315,14 @@ def zero_x(console: Console) -> Console:
     return console
 
 
-def test_what_0x_stored_stops_a_rotation_and_is_brought_in(zero_x: Console) -> None:
-    assert "run 'datasette secrets upgrade'" in zero_x.refused("get", "A")
+def test_what_0x_stored_stops_a_rotation_and_is_upgraded(zero_x: Console) -> None:
+    assert "run 'datasette secrets upgrade -c" in zero_x.refused("get", "A")
     assert zero_x.json("status")["needs_upgrade"] == 3
     result = zero_x.run("rotate-key")
     assert result.exit_code == 1
-    assert "  datasette secrets upgrade\n" in result.stdout
-    assert "No row here needs it" not in result.stdout
+    command = f"datasette secrets upgrade {shlex.join(zero_x.options)}"
+    assert f"  {command}\n" in result.stdout
+    assert "no longer used" not in result.stdout
     zero_x.run("upgrade", "--yes")
     assert zero_x.ok("get", "A") == "A value 2\n"
     assert zero_x.json("status")["needs_upgrade"] == 1
@@ -335,21 +338,21 @@ def test_an_upgrade_lists_what_it_found_and_asks(zero_x: Console) -> None:
         "  A version 2",
         "  LOST version 1",
     ]
-    assert "Bring in 3 versions?" in result.stderr
+    assert "Upgrade 3 versions?" in result.stderr
     assert zero_x.files() == before
     result = zero_x.run("upgrade", input="y\n")
     assert result.exit_code == 1
-    assert "Brought in 2 of 3 versions" in result.stdout
-    assert "LOST version 1" in result.stdout.split("Brought in")[1]
+    assert "Upgraded 2 of 3 versions" in result.stdout
+    assert "LOST version 1" in result.stdout.split("Upgraded")[1]
 
 
-def test_a_version_that_0x_stored_twice_is_brought_in_at_the_first_try(
+def test_a_version_that_0x_stored_twice_is_upgraded_at_the_first_try(
     zero_x: Console,
 ) -> None:
     with closing(sqlite3.connect(zero_x.internal)) as conn, conn:
         conn.execute("delete from datasette_secrets where name = 'LOST'")
         zero.insert(conn, "A", 2, zero.token(OLD, "A again"))
-    assert "Brought in 3 of 3 versions" in zero_x.ok("upgrade", "--yes")
+    assert "Upgraded 3 of 3 versions" in zero_x.ok("upgrade", "--yes")
     assert zero_x.ok("get", "A") == "A value 2\n"
 
 
@@ -383,7 +386,7 @@ def test_an_upgrade_in_json_lists_what_it_found_before_it_asks(
 ) -> None:
     result = zero_x.run("upgrade", "--json", input="n\n")
     assert (result.exit_code, result.stdout) == (1, "")
-    listed, _ = result.stderr.split("Bring in 3 versions?")
+    listed, _ = result.stderr.split("Upgrade 3 versions?")
     assert listed.count(" version ") == 3
     assert zero_x.run("upgrade", "--json", "--yes").stderr.count(" version ") == 0
 

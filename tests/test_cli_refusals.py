@@ -16,7 +16,7 @@ import pytest
 from support.console import DATASETTE, Console, key_id, plugin, sentence
 
 from datasette_secrets import database, envelope, schema
-from datasette_secrets.cli import output, prompt, reads
+from datasette_secrets.cli import output, prompt, serve
 from datasette_secrets.last_used import LastUsedRecorder
 
 #: A command line for each command that opens a database, and what it reads.
@@ -320,8 +320,8 @@ def test_a_path_that_is_none_is_not_repeated(filled: Console, option: str) -> No
 def test_a_mistyped_option_or_command_is_answered_with_those_there_are(
     filled: Console,
 ) -> None:
-    assert "did you mean --value-file" in filled.refused("set", "--value-fil", code=2)
-    assert "did you mean" in filled.refused("lst", code=2)
+    assert "Did you mean --value-file" in filled.refused("set", "--value-fil", code=2)
+    assert "Did you mean" in filled.refused("lst", code=2)
 
 
 @pytest.mark.parametrize("argument", ["sk-typed", "--sk-typed"])
@@ -450,8 +450,8 @@ def test_no_frame_of_an_unforeseen_failure_holds_a_value(
         (database, "write"),
         (schema, "ensure_migrated"),
         (LastUsedRecorder, "record"),
-        (reads, "stop"),
-        (prompt, "_add"),
+        (serve, "stop"),
+        (prompt, "_parse"),
         (output, "give_up_stdout"),
     ):
         with monkeypatch.context() as broken:

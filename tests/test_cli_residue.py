@@ -131,7 +131,7 @@ def test_a_log_that_another_process_holds_is_said_with_what_to_do(
             _, stderr = process.communicate(timeout=60)
             assert process.returncode == 3
             assert "write-ahead log, which another process holds" in stderr
-            assert "run 'datasette secrets rotate-key' again" in stderr
+            assert "run 'datasette secrets rotate-key -c" in stderr
         assert found_in_files(littered, wraps)
     littered.ok("rotate-key")
     assert not found_in_files(littered, wraps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import threading
 from pathlib import Path
@@ -102,7 +103,9 @@ def test_an_older_and_a_deleted_version_can_be_printed(filled: Console) -> None:
 
 
 def test_get_of_what_is_not_there_is_an_error(filled: Console) -> None:
-    assert "No value of NOTHING" in filled.refused("get", "NOTHING")
+    said = filled.refused("get", "NOTHING")
+    assert said == f"There is no secret of that name in {filled.internal}"
+    assert "No value of EXAMPLE_SECRET" in filled.refused("get", "EXAMPLE_SECRET")
     assert "has no version 9" in filled.refused("get", "OPENAI", "--version", "9")
 
 
@@ -206,7 +209,7 @@ def test_the_first_of_several_lines_is_not_taken_for_the_value(
     assert terminal.end() == 1
     assert "use a pipe or --value-file" in terminal.shown
     assert "second line" not in terminal.shown
-    assert "not set" in console.refused("get", "A")
+    assert "no secret of that name" in console.refused("get", "A")
 
 
 def test_no_line_of_a_refused_paste_is_shown_or_left_for_the_shell(
@@ -288,7 +291,9 @@ def test_history_lists_every_version_and_no_value(filled: Console) -> None:
     assert "value" not in json.dumps(history)
     text = filled.ok("history", "OPENAI")
     assert re.search(r"(?m)^1 +destroyed ", text)
-    assert "Nothing is stored for X" in filled.refused("history", "X")
+    assert f"Nothing is stored for EXAMPLE_SECRET in {filled.internal}" == (
+        filled.refused("history", "EXAMPLE_SECRET")
+    )
 
 
 def test_control_characters_are_escaped(filled: Console) -> None:
@@ -376,7 +381,7 @@ def test_one_wrong_line_refuses_the_whole_file_and_is_not_repeated(
 def test_of_a_name_given_twice_the_last_value_counts(filled: Console) -> None:
     result = filled.run("import", "-", input="A=1\nB=1\nA=2\nB=\n")
     assert result.stdout == "Stored A version 1\n"
-    assert "A is given more than once: the last value counts" in result.stderr
+    assert "A is given more than once: the last value is used" in result.stderr
     assert "B is empty: skipped" in result.stderr
     assert filled.ok("get", "A") == "2\n"
 
@@ -425,7 +430,9 @@ def test_a_deleted_secret_reads_as_not_set_until_it_is_restored(
     filled: Console,
 ) -> None:
     assert filled.ok("delete", "OPENAI", "--yes") == "Deleted OPENAI, at version 2\n"
-    assert "not set: it was deleted, and" in filled.refused("get", "OPENAI")
+    said = filled.refused("get", "OPENAI")
+    assert "not set: it was deleted" in said
+    assert f"datasette secrets restore OPENAI {shlex.join(filled.options)}" in said
     assert filled.ok("restore", "OPENAI", "--yes") == "Restored OPENAI version 2\n"
     assert filled.ok("get", "OPENAI") == "OPENAI value 2\n"
     assert filled.ok("restore", "OPENAI") == "OPENAI is not deleted\n"
@@ -433,9 +440,9 @@ def test_a_deleted_secret_reads_as_not_set_until_it_is_restored(
 
 def test_rolling_back_makes_a_new_version(filled: Console) -> None:
     said = filled.ok("rollback", "OPENAI", "1", "--yes")
-    assert said == "Stored OPENAI version 3, with the value of 1\n"
+    assert said == "Stored OPENAI version 3, with the value of version 1\n"
     assert filled.ok("get", "OPENAI") == "OPENAI value 1\n"
-    assert "no version 9" in filled.refused("rollback", "OPENAI", "9", "--yes")
+    assert "has no such version" in filled.refused("rollback", "OPENAI", "9")
 
 
 def test_destroying_all_but_the_newest_leaves_it(filled: Console) -> None:
@@ -457,14 +464,6 @@ def test_several_versions_are_destroyed_together_or_not_at_all(
     assert filled.ok("get", "OPENAI", "--version", "1") == "OPENAI value 1\n"
     assert filled.ok(*arguments, "2", "--yes") == "Destroyed 2 versions of OPENAI\n"
     assert "was destroyed" in filled.refused("restore", "OPENAI", "--yes")
-
-
-def test_a_damaged_row_is_destroyed_by_the_text_of_its_version(
-    filled: Console,
-) -> None:
-    filled.sql("update datasette_secrets set version = 'abc' where version = 2")
-    said = filled.ok("destroy", "OPENAI", "--version", "abc", "--yes")
-    assert said == "Destroyed 1 version of OPENAI\n"
 
 
 @pytest.mark.parametrize(
@@ -492,13 +491,12 @@ def test_nothing_is_changed_without_the_answer_y(
     assert filled.sql("select * from datasette_secrets order by id") != before
 
 
-@pytest.mark.parametrize("typed", ["\u0661", "01", "+1", "1_", "sk-typed"])
-def test_a_version_is_destroyed_only_by_the_text_under_which_it_is_listed(
+@pytest.mark.parametrize("typed", ["\u0661", "0", "+1", "1_", "sk-typed"])
+def test_what_is_not_a_version_number_is_refused_and_not_repeated(
     filled: Console, typed: str
 ) -> None:
-    said = filled.refused("destroy", "OPENAI", "--version", typed, "--yes")
-    assert "has no such version" in said
-    assert typed not in said
+    said = filled.refused("destroy", "OPENAI", "--version", typed, "--yes", code=2)
+    assert said == "Invalid value for '--version': a version is a number: 1, 2, 3 …"
     assert filled.ok("get", "OPENAI", "--version", "1") == "OPENAI value 1\n"
 
 
@@ -529,7 +527,7 @@ def test_what_was_changed_since_the_question_is_not_acted_on(
 
 def test_the_question_says_when_a_version_is_in_use(filled: Console) -> None:
     in_use = filled.run("destroy", "OPENAI", "--version", "2", input="n\n")
-    assert "of which plugins use 2" in in_use.stderr
+    assert "for good (plugins use version 2)?" in in_use.stderr
     old = filled.run("destroy", "OPENAI", "--version", "1", input="n\n")
     assert "plugins use" not in old.stderr
 

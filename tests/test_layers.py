@@ -52,9 +52,7 @@ LAYERS = [
 FOLDERS = {
     "cli": [
         {"cli"},
-        {"cli.commands"},
-        {"cli.keys", "cli.changes"},
-        {"cli.reads"},
+        {"cli.commands", "cli.keys"},
         {"cli.serve"},
         {"cli.prompt"},
         {"cli.interrupt", "cli.output"},

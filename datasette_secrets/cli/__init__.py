@@ -1,13 +1,16 @@
 """The group `datasette secrets`, whose commands are loaded when one is asked for.
 
-Every `datasette` command loads this module, so it imports nothing but Click.
+Every `datasette` command loads this module, so it imports little more than Click.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from .arguments import Command, discreet
+from ..errors import SecretsError, printable
+from .arguments import Command, discreet, with_options
 
 
 class _Group(Command, click.Group):
@@ -29,21 +32,36 @@ class _Group(Command, click.Group):
         except click.UsageError as error:
             raise discreet(error, "No such command", ctx) from None
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError:
+            raise
+        except click.ClickException as error:
+            message = error.format_message()
+        except SecretsError as error:
+            message = printable(error)
+        raise click.ClickException(with_options(message))
+
     def _load(self) -> None:
-        from .commands import COMMANDS
+        from . import commands, keys
 
-        for command in COMMANDS:
-            self.add_command(command)
+        for each in (*vars(keys).values(), *vars(commands).values()):
+            if isinstance(each, click.Command):
+                self.add_command(each)
 
 
-@click.group(cls=_Group)
+# Commands that open a database have -h for Datasette's own --host.
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 def secrets() -> None:
     """Manage the secrets that plugins use
 
-    Every command but generate-encryption-key opens a database: give it the files and the
-    options that the server is started with. For example, beside
-    "datasette serve -c datasette.yaml --internal internal.db":
+    Most commands open a database. Give them the same files and options as "datasette
+    serve". For example, if the server is started with "datasette serve -c datasette.yaml
+    --internal internal.db":
 
     \b
-        datasette secrets status -c datasette.yaml --internal internal.db
+    datasette secrets status -c datasette.yaml --internal internal.db
+
+    More: https://github.com/datasette/datasette-secrets/blob/main/.github/docs/shell.md
     """

@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import datetime
 import getpass
+import inspect
 import os
+import re
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from ..errors import SecretsError, printable
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-#: Where a context keeps the options that were given and lead to the database.
+#: Where a context keeps the options that lead to the database, as they were given.
 GIVEN = "datasette-secrets.given"
 
+#: A command in a sentence, up to the quote that ends it or the end of the sentence. Two
+#: commands open no database.
+_COMMAND = re.compile(
+    r"datasette secrets (?!generate-|key-id)(?:(?<='datasette secrets )[^']+|.*)"
+)
 
-class Refused(click.UsageError):
-    """Says what is wrong with a command line, and nothing of what was typed."""
 
-    @classmethod
-    def value(
-        cls, reason: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Refused:
-        hint = f" for {param.get_error_hint(ctx)}" if param else ""
-        return cls(f"Invalid value{hint}: {reason}", ctx)
+class Refused(click.BadParameter):
+    """Says what is wrong with an argument, and repeats nothing of it."""
 
 
 #: They name options and arguments of the command, and nothing else.
@@ -42,23 +44,50 @@ _DISCREET = (
 def discreet(
     error: click.UsageError, otherwise: str, ctx: click.Context
 ) -> click.UsageError:
-    """The error without what was typed; `otherwise` says what Click has no class for."""
+    """The error without what was typed. `otherwise` is for those without a class."""
     if isinstance(error, _DISCREET):
         return error
     if isinstance(error, click.BadParameter) and error.param is not None:
-        if isinstance(error.param.type, (click.Path, click.File)):
-            reason = "it does not exist, or cannot be read"
-        else:
-            reason = "what was given does not fit, and is not repeated here"
-        return Refused.value(reason, error.param, ctx)
+        is_file = isinstance(error.param.type, (click.Path, click.File))
+        reason = "it does not exist or cannot be read" if is_file else "it does not fit"
+        return Refused(reason, ctx, error.param)
     if isinstance(error, click.NoSuchOption):
         otherwise = "No such option"
     known = " or ".join(getattr(error, "possibilities", None) or ())
-    return Refused(f"{otherwise}: did you mean {known}?" if known else otherwise, ctx)
+    text = f"{otherwise}. Did you mean {known}?" if known else otherwise
+    return click.UsageError(text, ctx)
+
+
+def with_options(sentence: str) -> str:
+    """The sentence, in which each command has the options that this one was given."""
+    context = click.get_current_context(silent=True)
+    given = context.meta.get(GIVEN) if context else ""
+    if not given:
+        return sentence
+    return _COMMAND.sub(lambda command: f"{command[0]} {given}", sentence)
 
 
 class Command(click.Command):
-    """A command that repeats in no error what was typed."""
+    """A command that repeats in no error what was typed.
+
+    `example`: its arguments in the example that its help ends with.
+    """
+
+    #: What leads to a database in that example.
+    example_options = ""
+
+    def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.help = inspect.cleandoc(self.help or "")
+        if any(param.name == "name" for param in self.params):
+            example = example or "OPENAI_API_KEY"
+        line = " ".join(filter(None, ["datasette secrets", self.name, example]))
+        # A line of a terminal, less the two columns by which Click indents it.
+        is_short = len(line) + len(self.example_options) < 78
+        if example or self.example_options:
+            end = " " if is_short else " \\\n    "
+            line += f"{end}{self.example_options}".rstrip()
+            self.help = f"{self.help}\n\n\b\n{line}"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -67,83 +96,56 @@ class Command(click.Command):
             ctx.close()  # files that were opened for options, which Click leaves open here
             raise discreet(error, "There are too many arguments", ctx) from None
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except SecretsError as error:
-            raise click.ClickException(printable(error)) from None
+
+def secret_name(text: str) -> str:
+    if not text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise Refused("a name is text in UTF-8")
+    return text
 
 
-class Misuse(click.ClickException):
-    """A command line that cannot be meant: exit code 2, one sentence."""
-
-    exit_code = 2
-
-
-class SecretName(click.ParamType):  # type: ignore[type-arg]  # since click 8.5
-    name = "name"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:
-        if not value or any("\ud800" <= character <= "\udfff" for character in value):
-            raise Refused.value("it is not text in UTF-8", param, ctx)
-        return str(value)
-
-
-class VersionNumber(click.ParamType):  # type: ignore[type-arg]  # since click 8.5
-    name = "N"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        text = str(value)
-        if not (text.isascii() and text.isdigit() and 0 < int(text[:20]) < 2**63):
-            raise Refused.value("a version is a number: 1, 2, 3 …", param, ctx)
+def version_number(text: str) -> int:
+    if text.isascii() and text.isdigit() and 0 < int(text[:20]) < 2**63:
         return int(text)
+    raise Refused("a version is a number: 1, 2, 3 …")
 
 
-class RenewDate(click.ParamType):  # type: ignore[type-arg]  # since click 8.5
-    """A day; `never`, where that makes sense, is an empty text."""
-
-    name = "date"
-
-    def __init__(self, *, or_never: bool = False) -> None:
-        self._or_never = or_never
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:
-        if self._or_never and value in ("never", ""):
-            return ""
-        try:
-            if datetime.date.fromisoformat(value).isoformat() == value:
-                return str(value)
-        except ValueError:
-            pass
-        also = ", or 'never'" if self._or_never else ""
-        raise Refused.value(f"a date that exists, as YYYY-MM-DD{also}", param, ctx)
-
-
-def _shell_user() -> str:
-    """Who is recorded for what a command does: `cli:` and the login name."""
+def date(text: str) -> str:
     try:
-        return f"cli:{getpass.getuser()}"
+        if datetime.date.fromisoformat(text).isoformat() == text:
+            return text
+    except ValueError:
+        pass
+    raise Refused("a date is YYYY-MM-DD, and one that exists")
+
+
+def date_or_never(text: str) -> str:
+    return "" if text in ("never", "") else date(text)
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
     except (KeyError, OSError):  # a container may know no name for its user
-        return f"cli:{os.getuid()}" if hasattr(os, "getuid") else "cli:unknown"
+        return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
 
 
-actor = click.option(
-    "--actor",
-    metavar="ID",
-    callback=lambda ctx, param, value: value or _shell_user(),
-    help="Record this as who did it, instead of cli:<login name>",
+def option(spelling: str, help: str, type: Any = None, **more: Any) -> Decorator:
+    """An option like `--limit N`: its names, and what stands for its value."""
+    *names, metavar = spelling.split()
+    return click.option(*names, metavar=metavar, help=help, type=type, **more)
+
+
+def flag(names: str, help: str) -> Decorator:
+    return click.option(*names.split(), is_flag=True, help=help)
+
+
+actor = option(
+    "--actor actor_id ID",
+    "Record this actor ID instead of cli:<login name>",
+    callback=lambda ctx, param, value: value or f"cli:{_login_name()}",
 )
-json = click.option("--json", "as_json", is_flag=True, help="Print JSON")
-yes = click.option("-y", "--yes", is_flag=True, help="Do not ask")
-vacuum = click.option(
-    "--vacuum",
-    is_flag=True,
-    help="Rewrite the file at the end, even if it is large or not the internal database",
-)
-name = click.argument("name", type=SecretName())
+json = flag("--json as_json", "Print JSON")
+dry_run = flag("--dry-run", "Show what would be done")
+yes = flag("-y --yes", "Do not ask for confirmation")
+vacuum = flag("--vacuum", "Rewrite the file, even if it is large or a named database")
+name = click.argument("name", type=secret_name)

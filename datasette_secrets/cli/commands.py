@@ -1,35 +1,406 @@
-"""The commands: `datasette secrets …`, in the order of the help.
+"""The commands on secrets: those that show them, and those that change them.
 
-Results go to stdout, everything else to stderr. Exit code 0: all is well; 1: something is
-wrong, said in one sentence; 2: bad usage; 3: done, and something is left that the message
-names. Neither a key nor a value comes from the command line, which other users and the
-shell's history can see.
+Results go to stdout, everything else to stderr. Neither a key nor a value comes from the
+command line, which other users and the shell's history can see.
 """
 
 from __future__ import annotations
 
-from . import changes, keys, reads
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-COMMANDS = (
-    keys.generate_encryption_key,
-    keys.new_key,
-    keys.key_id,
-    keys.rotate_key,
-    keys.upgrade,
-    keys.status,
-    keys.verify,
-    reads.list_,
-    reads.history,
-    reads.log,
-    changes.set_,
-    reads.get,
-    reads.check,
-    changes.import_,
-    changes.note,
-    changes.renew,
-    changes.delete,
-    changes.restore,
-    changes.rollback,
-    changes.destroy,
-    changes.destroy_row,
+import click
+
+from .. import changes, checks, health, listing, serialize, service, store
+from ..errors import DatabaseUnavailable, SecretsError, printable
+from ..instance import get_instance
+from . import arguments, output, prompt
+from .arguments import flag, option
+from .serve import DatabaseCommand, command, require_name, stored_versions
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+
+@command(arguments.json, name="list")
+async def list_(datasette: Datasette, as_json: bool) -> None:
+    """List the secrets, but not their values
+
+    These are the secrets that are stored or that plugins have declared. Environment
+    variables are those of this shell, not of the server.
+    """
+    listed = await listing.list_secrets(datasette)
+    if as_json:
+        content = [serialize.secret_json(each) for each in listed]
+        output.print_json({"secrets": content})
+    else:
+        output.print_list(listed)
+
+
+@command(arguments.name, arguments.json)
+async def history(datasette: Datasette, name: str, as_json: bool) -> None:
+    """List the versions of a secret, but not their values"""
+    instance = get_instance(datasette)
+    versions = await stored_versions(datasette, name)
+    states = [listing.version_state(instance, version) for version in versions]
+    if as_json:
+        past = await changes.past(instance.db, name)
+        rows = [
+            serialize.version_json(version, state, past)
+            for version, state in zip(versions, states, strict=True)
+        ]
+        output.print_json({"name": name, "versions": rows})
+    else:
+        output.print_history(versions, states)
+
+
+_limit = option(
+    "--limit N", "Show at most N entries", click.IntRange(1, 1_000_000), default=100
 )
+
+
+@command(
+    option("--name only NAME", "Only show this secret", arguments.secret_name),
+    _limit,
+    arguments.json,
+    example="--name OPENAI_API_KEY",
+)
+async def log(
+    datasette: Datasette, only: str | None, limit: int, as_json: bool
+) -> None:
+    """Show who changed what, newest first
+
+    Every change is one entry, and so is every value that "get" printed. The log is a
+    record, not evidence: whoever can write to the database can edit it.
+    """
+    db = get_instance(datasette).db
+    entries = await changes.entries(db, name=only, limit=limit)
+    if only and not entries:
+        await require_name(datasette, only)
+    if as_json:
+        output.print_json({"log": [serialize.entry_json(each) for each in entries]})
+    else:
+        output.print_log(entries)
+
+
+_version = option(
+    "--version N", "Print this version, even if deleted", arguments.version_number
+)
+
+
+@command(arguments.name, _version, arguments.actor)
+async def get(
+    datasette: Datasette, name: str, version: int | None, actor_id: str
+) -> None:
+    """Print the value of a secret, and a newline
+
+    You get what a plugin would get: the environment variable of this shell if it is set,
+    or else the newest version. It is recorded as a use and logged.
+    """
+    failure = f"No value of {printable(name)}"
+    if version is not None:
+        output.print_value(
+            failure,
+            await service.get_version(datasette, name, version, actor_id=actor_id),
+        )
+    elif (await listing.secret_state(datasette, name)).state == "deleted":
+        raise click.ClickException(
+            f"{failure}: it is not set: it was deleted. To undo that: datasette secrets "
+            f"restore {printable(name)}"
+        )
+    else:
+        output.print_value(failure, await service.get_secret(datasette, name, actor_id))
+    try:
+        await service.log_read(datasette, name, version, actor_id=actor_id)
+    except DatabaseUnavailable as error:
+        output.warn(f"This read was not logged. {error}")
+
+
+_OUTCOMES = {
+    "works": ("works", 0),
+    "rejected": ("was rejected", 1),
+    "unknown": ("could not be checked", 3),
+}
+
+
+@command(arguments.name, arguments.actor)
+async def check(datasette: Datasette, name: str, actor_id: str) -> int:
+    """Ask the provider whether the value of a secret works
+
+    This runs the check of the plugin that declared the secret, on the value that the
+    plugin would get. The exit code is 0 if the value works, 1 if the provider rejected
+    it, and 3 if that could not be found out.
+    """
+    result = await checks.check_stored(datasette, name, actor_id=actor_id)
+    words, exit_code = _OUTCOMES[result.outcome]
+    message = f": {result.message}" if result.message else ""
+    output.say(f"{name} {words}{message}")
+    return exit_code
+
+
+class _StoreCommand(DatabaseCommand):
+    creates = True
+
+
+class _SetCommand(_StoreCommand):
+    missing_file = (
+        "a value is never taken from the command line, where others can see it. Type it "
+        "at the prompt, pipe it in, or use --value-file"
+    )
+
+
+@command(
+    arguments.name,
+    option(
+        "--value-file FILE",
+        "Read the value from this file",
+        click.Path(exists=True, dir_okay=False),
+    ),
+    option("--note TEXT", "A note for administrators, up to 100 characters"),
+    option("--renew-by DATE", "The day to renew it by, YYYY-MM-DD", arguments.date),
+    option(
+        "--expected-version N",
+        "Refuse unless this is the newest version; 0 for a new secret",
+        click.IntRange(0),
+    ),
+    arguments.actor,
+    name="set",
+    command_class=_SetCommand,
+)
+async def set_(
+    datasette: Datasette, name: str, value_file: str | None, **details: Any
+) -> None:
+    """Store a new version of a secret
+
+    Type the value at a hidden prompt, pipe it in, or read it from a file. One newline at
+    the end of a pipe or file is dropped. Without --note, the previous note is kept.
+
+    \b
+    pass show openai | datasette secrets set OPENAI_API_KEY \\
+        -c datasette.yaml --internal internal.db
+    """
+    await service.check_settable(datasette, name, details["note"])
+    version = await service.set_secret(
+        datasette, name, prompt.read_value(name, value_file), **details
+    )
+    output.say(f"Stored {name} version {version}")
+
+
+@command(
+    arguments.name,
+    click.argument("text"),
+    arguments.actor,
+    example='OPENAI_API_KEY "ask Anna"',
+)
+async def note(datasette: Datasette, name: str, text: str, actor_id: str) -> None:
+    """Change the note of a secret, and nothing else
+
+    The note belongs to the newest version. It is visible to administrators and not
+    encrypted. An empty TEXT clears it.
+    """
+    details = {"note": text}
+    version, _ = await service.set_details(datasette, name, details, actor_id=actor_id)
+    output.say(f"Changed the note of {name} version {version}")
+
+
+@command(
+    arguments.name,
+    click.argument("date", type=arguments.date_or_never),
+    arguments.actor,
+    example="OPENAI_API_KEY 2031-05-31",
+)
+async def renew(datasette: Datasette, name: str, date: str, actor_id: str) -> None:
+    """Set the date by which a secret has to be renewed
+
+    DATE is YYYY-MM-DD, or "never" to clear it. "status" and the pages remind you from 14
+    days before. Nothing else happens on that day. A new value starts without a date.
+    """
+    details = {"renew_by": date or None}
+    version, _ = await service.set_details(datasette, name, details, actor_id=actor_id)
+    due = f"has to be renewed by {date}" if date else "has no date to renew it by"
+    output.say(f"{name} version {version} {due}")
+
+
+@command(
+    click.argument("env_file", metavar="FILE"),
+    arguments.dry_run,
+    flag("--skip-existing", "Skip names that are already stored"),
+    arguments.actor,
+    name="import",
+    command_class=_StoreCommand,
+    example=".env",
+)
+async def import_(
+    datasette: Datasette,
+    env_file: str,
+    dry_run: bool,
+    skip_existing: bool,
+    actor_id: str,
+) -> None:
+    """Store the variables of a .env file as secrets
+
+    Either all of them are stored or none. Variables are not expanded, empty values are
+    skipped, the last of two values for a name is used, and a DATASETTE_SECRETS_ prefix is
+    dropped. FILE may be - for stdin. It comes before the FILES of "datasette serve".
+    """
+    ring = get_instance(datasette).settings.require_ring()
+    found = prompt.read_env(env_file, ring.any_appears_in)
+    for name, entry in found.items():
+        try:
+            await service.check_settable(datasette, name)
+        except SecretsError as error:
+            raise click.ClickException(
+                f"Line {entry.line}: {printable(error)}: nothing was stored"
+            ) from None
+        if entry.is_repeated:
+            output.warn(f"{name} is given more than once: the last value is used")
+        if entry.value is None:
+            output.warn(f"{name} is empty: skipped")
+    stored = await service.set_secrets(
+        datasette,
+        {name: each.value for name, each in found.items() if each.value is not None},
+        skip_existing=skip_existing,
+        dry_run=dry_run,
+        actor_id=actor_id,
+    )
+    verb = "Would store" if dry_run else "Stored"
+    for name, version in stored.items():
+        if version is None:
+            output.warn(f"{name} is already stored: skipped")
+        else:
+            output.say(f"{verb} {name} version {version}")
+    if not any(stored.values()):
+        output.say("Nothing was imported")
+
+
+@command(arguments.name, arguments.yes, arguments.actor)
+async def delete(datasette: Datasette, name: str, yes: bool, actor_id: str) -> None:
+    """Delete a secret, so that plugins see it as unset
+
+    The value is kept. "restore" undoes this, and "destroy" removes the value for good.
+    """
+    newest = (await stored_versions(datasette, name))[0]
+    expected = _confirm(f"Delete {name}, now at version {newest.version}?", newest, yes)
+    version = await service.delete_secret(
+        datasette, name, actor_id=actor_id, **expected
+    )
+    output.say(f"Deleted {name}, at version {version}")
+
+
+@command(arguments.name, arguments.yes, arguments.actor)
+async def restore(datasette: Datasette, name: str, yes: bool, actor_id: str) -> None:
+    """Restore a secret that was deleted"""
+    newest = (await stored_versions(datasette, name))[0]
+    if not newest.is_deleted and not newest.is_destroyed:
+        output.say(f"{name} is not deleted")
+        return
+    expected = _confirm(f"Restore {name} version {newest.version}?", newest, yes)
+    version = await service.restore_secret(
+        datasette, name, actor_id=actor_id, **expected
+    )
+    output.say(f"Restored {name} version {version}")
+
+
+@command(
+    arguments.name,
+    click.argument("version", type=arguments.version_number, metavar="N"),
+    arguments.yes,
+    arguments.actor,
+    example="OPENAI_API_KEY 2",
+)
+async def rollback(
+    datasette: Datasette, name: str, version: int, yes: bool, actor_id: str
+) -> None:
+    """Store the value of version N again, as a new version"""
+    newest, *_ = stored = await stored_versions(datasette, name)
+    _require_versions(name, stored, [version])
+    question = f"from version {newest.version} to the value of version {version}?"
+    expected = _confirm(f"Roll {name} back {question}", newest, yes)
+    new = await service.roll_back(
+        datasette, name, version, actor_id=actor_id, **expected
+    )
+    output.say(f"Stored {name} version {new}, with the value of version {version}")
+
+
+_versions = option(
+    "--version versions N",
+    "Destroy this version. Can be given several times",
+    arguments.version_number,
+    multiple=True,
+)
+
+
+@command(
+    arguments.name,
+    _versions,
+    flag("--all-but-newest", "Destroy every version but the newest"),
+    *(arguments.vacuum, arguments.yes, arguments.actor),
+    example="OPENAI_API_KEY --version 1",
+)
+async def destroy(
+    datasette: Datasette,
+    name: str,
+    versions: tuple[int, ...],
+    all_but_newest: bool,
+    yes: bool,
+    **options: Any,
+) -> int:
+    """Remove the values of versions for good
+
+    The values are removed from the files of the database. A record of each version stays.
+    """
+    if bool(versions) == all_but_newest:
+        raise click.UsageError("Use either --version N or --all-but-newest")
+    newest, *older = stored = await stored_versions(datasette, name)
+    if all_but_newest:
+        versions = tuple(each.version for each in older if not each.is_destroyed)
+    _require_versions(name, stored, versions)
+    is_used = not newest.is_deleted and newest.version in versions
+    question = (
+        f"Destroy {name} version{'s' if len(versions) > 1 else ''} "
+        f"{', '.join(map(str, versions))} for good"
+        f"{f' (plugins use version {newest.version})' if is_used else ''}?"
+    )
+    options |= _confirm(question, newest, yes or not versions)
+    destroyed, clean_up = await service.destroy_versions(
+        datasette, name, versions, **options
+    )
+    output.say(f"Destroyed {health.count_versions(destroyed)} of {name}")
+    return output.finish(clean_up)
+
+
+def _confirm(question: str, newest: store.Version, yes: bool) -> dict[str, int]:
+    """Ask, and return the version that the answer is about, as what a change expects."""
+    prompt.confirm(question, yes=yes)
+    return {} if yes else {"expected_version": newest.version}
+
+
+def _require_versions(
+    name: str, stored: list[store.Version], versions: Sequence[int]
+) -> None:
+    if not {*versions} <= {each.version for each in stored}:
+        raise click.ClickException(
+            f"{printable(name)} has no such version. To see which it has: datasette "
+            f"secrets history {printable(name)}"
+        )
+
+
+@command(
+    click.argument("row_id", type=click.IntRange(-(2**63), 2**63 - 1), metavar="ID"),
+    *(arguments.vacuum, arguments.yes, arguments.actor),
+    example="17",
+    # An id may be negative, which otherwise looks like an option.
+    context_settings={"ignore_unknown_options": True},
+)
+async def destroy_row(
+    datasette: Datasette, row_id: int, yes: bool, **options: Any
+) -> int:
+    """Remove the value of one damaged row for good
+
+    Use this for a row without a usable name or version, which "destroy" cannot find.
+    "verify" prints its ID.
+    """
+    prompt.confirm(f"Destroy row {row_id} for good?", yes=yes)
+    clean_up = await service.destroy_row(datasette, row_id, **options)
+    output.say(f"Destroyed row {row_id}")
+    return output.finish(clean_up)

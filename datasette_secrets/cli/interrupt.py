@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 _EXIT_CODE = 130  # 128 and the number of SIGINT, as a shell says it
@@ -43,7 +43,7 @@ def run(main: Coroutine[Any, Any, None], close: Callable[[], None]) -> None:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     task = loop.create_task(main)
-    with _handling(task):
+    with _handling(_Handler(task)):
         try:
             loop.run_until_complete(task)
         except asyncio.CancelledError:
@@ -63,39 +63,23 @@ def run(main: Coroutine[Any, Any, None], close: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _handling(task: asyncio.Task[None]) -> Iterator[None]:
-    if not _is_handled():
+def _handling(handler: Callable[..., Any]) -> Iterator[None]:
+    is_main = threading.current_thread() is threading.main_thread()
+    # Only the main thread can set a handler, and what is ignored stays ignored.
+    if not (is_main and callable(signal.getsignal(signal.SIGINT))):
         yield
         return
-    handler = _Handler(task)
     before = signal.signal(signal.SIGINT, handler)
     try:
+        if getattr(before, "has_struck", False):
+            raise KeyboardInterrupt  # nothing else would answer one that came just before
         yield
     finally:
-        # Once it has struck it stays: the process may yet wait for a thread.
-        if not handler.has_struck:
+        # Once ours has struck it stays: the process may yet wait for a thread.
+        if not getattr(handler, "has_struck", False):
             signal.signal(signal.SIGINT, before)
 
 
-@contextmanager
-def blocking() -> Iterator[None]:
-    """Let Ctrl-C interrupt what blocks the loop at once, with KeyboardInterrupt.
-
-    One that came just before interrupts it, too: nothing would answer its cancelling.
-    """
-    if not _is_handled():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        if isinstance(before, _Handler) and before.has_struck:
-            raise KeyboardInterrupt
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _is_handled() -> bool:
-    """Whether SIGINT is not ignored, and its handler is this thread's to change."""
-    is_main = threading.current_thread() is threading.main_thread()
-    return is_main and callable(signal.getsignal(signal.SIGINT))
+def blocking() -> AbstractContextManager[None]:
+    """Let Ctrl-C interrupt what blocks the loop at once, with KeyboardInterrupt."""
+    return _handling(signal.default_int_handler)

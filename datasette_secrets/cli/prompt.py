@@ -1,7 +1,7 @@
 """What the commands read: values, .env files, and answers.
 
-Nothing here raises in a frame that holds a value; with `rich` installed, Datasette prints
-the local variables of every frame of an unhandled exception.
+With `rich` installed, Datasette prints the local variables of every frame of an unhandled
+exception. So what is raised here leaves without the frames that hold a value.
 """
 
 from __future__ import annotations
@@ -12,23 +12,29 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from operator import itemgetter
+from typing import NamedTuple
 
 import click
-from dotenv.parser import parse_stream
+from dotenv.parser import Binding, parse_stream
 
+from ..config import ENV_PREFIX
 from ..envelope import VALUE_MAX_BYTES, Plaintext
-from ..errors import InvalidSecret, printable
+from ..errors import InvalidSecret, printable, without_frames
 from .interrupt import blocking
 from .output import is_terminal, warn
 
 # A pasted text has come to its end when nothing has followed for so long.
 _QUIET_SECONDS = 1.0
+# A terminal hands over a line up to its limit, and drops the rest without a word.
+_LINE_MAX_BYTES = {"linux": 4_095, "win32": sys.maxsize}.get(sys.platform, 1_023)
+# Ten thousand secrets of a kilobyte and more.
+_ENV_MAX_BYTES = 16 * 1024 * 1024
+#: Stands for what was typed and is not UTF-8. It cannot be stored, either.
+_NOT_TEXT = "\udcff"
 
 
 @contextmanager
-def echo_off() -> Iterator[Callable[[], None]]:
+def _echo_off() -> Iterator[Callable[[], None]]:
     """While this lasts, the terminal shows nothing that is typed.
 
     Yields what reads away the rest of a pasted text, which comes line by line and would go
@@ -63,7 +69,7 @@ def confirm(question: str, *, yes: bool) -> None:
     try:
         with blocking():
             agreed = click.confirm(printable(question), err=True)
-    except (RuntimeError, UnicodeError):  # broken off, closed, or no text
+    except (RuntimeError, UnicodeError):  # broken off, closed, or not text
         agreed = False
         click.echo(err=True)
     if not agreed:
@@ -72,72 +78,48 @@ def confirm(question: str, *, yes: bool) -> None:
         )
 
 
-# A terminal hands over a line up to its limit, and drops the rest without a word.
-_LINE_MAX_BYTES = {"linux": 4_095, "win32": sys.maxsize}.get(sys.platform, 1_023)
-
-
-# Ten thousand secrets of a kilobyte and more.
-_ENV_MAX_BYTES = 16 * 1024 * 1024
-
-
-_PREFIX = "DATASETTE_SECRETS_"
-
-
-#: Stands for what was typed and is no UTF-8. It cannot be stored, either.
-_NOT_TEXT = "\udcff"
-
-
+@without_frames
 def read_value(name: str, value_file: str | None) -> str:
     """The value from the file, or from a pipe, or typed twice at a hidden prompt.
 
-    Of what is not typed, one newline at the end is dropped. What is no UTF-8 comes back
-    with surrogates in it, which cannot be stored.
+    One newline at the end of a file or pipe is dropped. What is not UTF-8 comes back with
+    surrogates in it, which cannot be stored.
     """
     if value_file is None and is_terminal(sys.stdin):
-        typed = _typed_twice(name)
-        if typed is None:
-            raise click.Abort
-        return typed
+        return _typed_twice(name)
     text = read_text(value_file or "-", VALUE_MAX_BYTES + len("\r\n"))
     if text.endswith("\n"):
         return text[: -2 if text.endswith("\r\n") else -1]
     return text
 
 
-def _typed_twice(name: str) -> str | None:
-    """What is typed twice alike; None when that was broken off."""
-    with echo_off() as discard_input:
+def _typed_twice(name: str) -> str:
+    with _echo_off() as discard_input:
         while True:
             value = _typed(f"Value for {name} (hidden, single line)")
-            if value is None or value == _NOT_TEXT:
-                return value
+            problem = ""
             if len(value.encode("utf-8", "surrogateescape")) >= _LINE_MAX_BYTES:
-                discard_input()
-                warn(
-                    f"The terminal may have cut the value: it passes on fewer than "
-                    f"{_LINE_MAX_BYTES + 1:,} bytes of a line. Use a pipe or --value-file"
+                problem = (
+                    "The terminal may have cut the value, since it passes on fewer than "
+                    f"{_LINE_MAX_BYTES + 1:,} bytes of a line"
                 )
-                return None
-            if _is_start_of_pem(value) or value in ("{", "["):
+            elif _is_start_of_pem(value) or value in ("{", "["):
+                problem = "The value has several lines"
+            if problem:
                 discard_input()
-                warn("The value has several lines: use a pipe or --value-file")
-                return None
-            repeated = _typed("Repeat for confirmation")
-            if repeated is None or repeated == value:
-                return repeated
+                raise click.ClickException(f"{problem}: use a pipe or --value-file")
+            if value == _NOT_TEXT or _typed("Repeat for confirmation") == value:
+                return value
             warn("The two values do not match. Enter them again")
 
 
-def _typed(question: str) -> str | None:
-    """What is typed at a hidden prompt, which raises nothing; None for nothing."""
+def _typed(question: str) -> str:
     try:
         with blocking():
             return str(click.prompt(question, hide_input=True, err=True))
     except UnicodeDecodeError:
         click.echo(err=True)
         return _NOT_TEXT
-    except Exception:  # whatever it is, its frames may hold what was typed
-        return None
 
 
 def _is_start_of_pem(text: str) -> bool:
@@ -145,7 +127,7 @@ def _is_start_of_pem(text: str) -> bool:
 
 
 def read_text(path: str, max_bytes: int) -> str:
-    """What is in the file, `-` being stdin. What is no UTF-8 becomes surrogates.
+    """What is in the file, `-` being stdin. What is not UTF-8 becomes surrogates.
 
     Refuses more than `max_bytes`: a device may never end.
     """
@@ -155,90 +137,62 @@ def read_text(path: str, max_bytes: int) -> str:
         with blocking(), click.open_file(path, "rb") as file:
             content = file.read(max_bytes + 1)
     except OSError as error:
-        raise click.ClickException(
-            f"The file cannot be read: {error.strerror or 'it is unreadable'}"
-        ) from None
+        reason = error.strerror or "unknown reason"
+        raise click.ClickException(f"The file cannot be read: {reason}") from None
     if len(content) <= max_bytes:
         return bytes(content).decode("utf-8", "surrogateescape")
     del content
     raise click.ClickException(f"There are more than {max_bytes:,} bytes to read")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A variable of a .env file: where its last value stands, and the value."""
+class Entry(NamedTuple):
+    """A variable of a .env file: its last line, and its value there, None if empty."""
 
     line: int
-    value: Plaintext
+    value: Plaintext | None
+    is_repeated: bool
 
 
-@dataclass
-class EnvFile:
-    """What a .env file holds, in its order. `empty`: names, and the lines they stand in."""
-
-    entries: dict[str, Entry] = field(default_factory=dict)
-    empty: dict[str, int] = field(default_factory=dict)
-    repeated: list[str] = field(default_factory=list)
-
-    @property
-    def lines(self) -> dict[str, int]:
-        """Every name, and the line in which its last value stands."""
-        found = {name: entry.line for name, entry in self.entries.items()} | self.empty
-        return dict(sorted(found.items(), key=itemgetter(1)))
-
-
-def read_env(path: str, is_master_key: Callable[[str], bool]) -> EnvFile | str:
-    """The variables of a .env file, `-` being stdin, or what is wrong with it.
+@without_frames
+def read_env(path: str, is_master_key: Callable[[str], bool]) -> dict[str, Entry]:
+    """The variables of a .env file by name, `-` being stdin.
 
     python-dotenv reads it: comments, quotes, `export`, several lines in quotes. Nothing
-    is interpolated. Of a name that is given twice the last value counts, and a name
-    begins after `DATASETTE_SECRETS_`. One line that is wrong refuses the file.
+    is interpolated. One wrong line raises a ClickException for the file.
     """
-    text = read_text(path, _ENV_MAX_BYTES)
-    return _parse(text.removeprefix("\ufeff"), is_master_key)
-
-
-def _parse(text: str, is_master_key: Callable[[str], bool]) -> EnvFile | str:
-    found = EnvFile()
-    try:
-        for binding in parse_stream(io.StringIO(text, newline=None)):
-            line = _line(binding.original.line, binding.original.string)
-            if binding.error:
-                return f"Line {line} does not parse"
-            if binding.key is None:
-                continue
-            if binding.value is None:
-                return f"Line {line} has no '='"
-            name = binding.key.removeprefix(_PREFIX)
-            if is_master_key(binding.value):
-                return f"Line {line} holds a master key, which is no secret to store"
-            problem = _add(found, name, binding.value, line)
-            if problem:
-                return f"Line {line} cannot be stored: {problem}"
-    except Exception:  # whatever it is, its frames hold values
-        return "The file does not parse"
+    text = read_text(path, _ENV_MAX_BYTES).removeprefix("\ufeff")
+    found: dict[str, Entry] = {}
+    for binding in parse_stream(io.StringIO(text, newline=None)):
+        if binding.key is None and not binding.error:
+            continue
+        # python-dotenv counts from the blank lines before.
+        string = binding.original.string
+        blank = string[: len(string) - len(string.lstrip())]
+        line = binding.original.line + blank.count("\n")
+        try:
+            value = _parse(binding, is_master_key)
+        except InvalidSecret as error:
+            raise click.ClickException(
+                f"Line {line} {error}: nothing was stored"
+            ) from None
+        name = (binding.key or "").removeprefix(ENV_PREFIX)
+        is_repeated = found.pop(name, None) is not None
+        found[name] = Entry(line, value, is_repeated)
     return found
 
 
-def _line(first: int, original: str) -> int:
-    """The line on which it begins: python-dotenv counts from the blank lines before."""
-    leading = original[: len(original) - len(original.lstrip())]
-    return first + leading.count("\n")
-
-
-def _add(found: EnvFile, name: str, value: str, line: int) -> str:
-    if name in found.entries or name in found.empty:
-        if name not in found.repeated:
-            found.repeated.append(name)
-        found.entries.pop(name, None)
-        found.empty.pop(name, None)
-    if not value:
-        found.empty[name] = line
-        return ""
-    if _is_start_of_pem(value):
-        return "it is the first of several lines, which have to stand in quotes"
+def _parse(binding: Binding, is_master_key: Callable[[str], bool]) -> Plaintext | None:
+    if binding.error:
+        raise InvalidSecret("does not parse")
+    if binding.value is None:
+        raise InvalidSecret("has no '='")
+    if is_master_key(binding.value):
+        raise InvalidSecret("holds a master key, which is no secret to store")
+    if _is_start_of_pem(binding.value):
+        raise InvalidSecret(
+            "cannot be stored: it is the first of several lines. Put them in quotes"
+        )
     try:
-        found.entries[name] = Entry(line, Plaintext.parse(value))
+        return Plaintext.parse(binding.value) if binding.value else None
     except InvalidSecret as error:
-        return str(error)
-    return ""
+        raise InvalidSecret(f"cannot be stored: {error}") from None

@@ -1,20 +1,19 @@
-"""Datasette's own options, and an instance made of them, for every command on a database.
+"""The options of `datasette serve`, and an instance made with them, for every command.
 
-A database command takes what `datasette serve` takes, so that an operator changes two
-words in the line that starts the server. It builds the instance, runs, and closes: no
-plugin is started and no catalog is written. It creates no database file unless `--create`
-says so, keeps nothing in a temporary one, and echoes no argument that is no file: that
-may be a value, typed by mistake.
+So an operator changes two words in the line that starts the server. A command makes the
+instance, runs, and closes it: no plugin is started and no catalog is written. It creates
+no database file without `--create`, and refuses to work on a temporary one.
 """
 
 from __future__ import annotations
 
 import copy
+import difflib
 import errno
 import os
 import shlex
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -23,72 +22,54 @@ from click.core import ParameterSource
 from datasette.cli import cli
 from datasette.utils import BadMetadataError
 
-from .. import database
-from ..errors import SecretsError, printable
+from .. import database, registry, store
+from ..errors import DatabaseUnavailable, printable
 from ..events import via
-from ..instance import get_instance
+from ..instance import get_instance, stop
 from . import interrupt
-from .arguments import GIVEN, Command, Misuse
-from .output import give_up_stdout, is_terminal
+from .arguments import GIVEN, Command, Decorator
+from .output import give_up_stdout, is_terminal, path_of, warn
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-
 
 #: Options of `datasette serve` that make no sense for a command.
 LEFT_OUT = frozenset(
     {"get", "headers", "token", "actor", "pdb", "open_browser", "help_settings"}
 )
 
-
 #: Options of `datasette serve` that only concern serving: accepted and ignored.
 IGNORED = frozenset(
-    {
-        "host",
-        "port",
-        "uds",
-        "reload",
-        "cors",
-        "root",
-        "ssl_keyfile",
-        "ssl_certfile",
-        "inspect_file",
-        "template_dir",
-        "static",
-        "secret",
-        "default_deny",
+    [
+        *("host", "port", "uds", "reload", "cors", "ssl_keyfile", "ssl_certfile"),
+        *("root", "default_deny", "secret", "template_dir", "static", "inspect_file"),
         "version_note",
-    }
+    ]
 )
 
-
 #: Options of `datasette serve` that say where the secrets are. The others are hidden.
-SHOWN = frozenset({"files", "internal", "config", "settings", "plugins_dir", "create"})
-
-
-_NEW_DATABASES = (".db", ".sqlite", ".sqlite3")
+SHOWN = frozenset({"files", "internal", "config", "settings", "plugins_dir"})
 
 
 class DatabaseCommand(Command):
     """A command on an instance. Its callback is `async def (datasette, **own_options)`.
 
-    The options of `datasette serve` are added when they are first asked for: importing
-    Datasette's commands for them would otherwise make `import datasette_secrets` slow.
+    It returns the exit code, None for 0. The options of `datasette serve` are added when
+    they are first asked for, since importing them takes long.
     """
 
-    #: Said when a FILE does not exist, after "One of the FILES does not exist: ".
+    example_options = "-c datasette.yaml --internal internal.db"
+    #: What to do when a FILE does not exist.
     missing_file = "check the paths, which are not repeated here"
-    #: Whether --create makes a database: only where something is stored.
+    #: Whether it stores secrets. Then --create makes a database, and a new name is fine.
     creates = False
     _serve_options: frozenset[str] | None = None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if self._serve_options is None:
             own = {param.name for param in self.params}
-            copied = [param for param in _serve_params() if param.name not in own]
-            for param in copied:
-                if param.name == "create" and isinstance(param, click.Option):
-                    param.hidden = not self.creates
+            shown = SHOWN | ({"create"} if self.creates else set())
+            copied = [each for each in _serve_params(shown) if each.name not in own]
             self.params += copied
             self._serve_options = frozenset(str(param.name) for param in copied)
         return super().get_params(ctx)
@@ -110,31 +91,57 @@ class DatabaseCommand(Command):
             raise click.ClickException(
                 "Interrupted: nothing is half done, and the command can be run again"
             ) from None
-        except SecretsError as error:
-            raise click.ClickException(printable(error)) from None
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # Click ends without a word, as is the custom in a pipe.
             give_up_stdout()
+            reason = error.strerror or "unknown reason"
             raise click.ClickException(
-                "Something could not be read or printed: "
-                f"{error.strerror or 'it is unknown why'}"
+                f"Something could not be read or printed: {reason}"
             ) from None
         finally:
             os.umask(umask)
 
     async def _run(self, datasette: Datasette, own_options: dict[str, Any]) -> None:
         via.set("shell")
-        run = cast(Callable[..., Coroutine[Any, Any, None]], self.callback)
-        await self.check(datasette)
-        await run(datasette, **own_options)
+        run = cast(Callable[..., Coroutine[Any, Any, int | None]], self.callback)
+        try:
+            await self.check(datasette)
+            if "name" in own_options:
+                name = own_options["name"]
+                await require_name(datasette, name, can_be_new=self.creates)
+            exit_code = await run(datasette, **own_options)
+        except DatabaseUnavailable as error:
+            raise DatabaseUnavailable(f"{path_of(datasette)}: {error}") from None
+        finally:
+            await stop(datasette)
+        if exit_code:
+            raise click.exceptions.Exit(exit_code)
+
+    async def check(self, datasette: Datasette) -> None:
+        """Refuse settings that cannot be used, and a database that is temporary.
+
+        One that cannot be read is refused here, too: at the first write, Datasette would
+        print a line of its own about it.
+        """
+        db = get_instance(datasette).db
+        if database.is_temporary(db):
+            _refuse_temporary()
+        await database.journal_mode(db)
 
     def _build(self, ctx: click.Context, options: dict[str, Any]) -> Datasette:
         create = bool(options.get("create")) and self.creates
         # An empty one, from a variable that is set to nothing, is none.
         options["internal"] = options.get("internal") or None
-        self._check_files(options.get("files") or (), create)
-        self._check_internal(options["internal"], create)
+        if ":memory:" in (options["internal"] or ""):
+            _refuse_temporary()
+        if options["internal"]:
+            way_out = (
+                "check the path, or add --create" if self.creates else "check the path"
+            )
+            self._require_file("--internal", options["internal"], create, way_out)
+        for file in options.get("files") or ():
+            self._require_file("FILES", file, create, self.missing_file)
         try:
             datasette: Datasette = ctx.invoke(
                 cli.commands["serve"], return_instance=True, **options
@@ -147,60 +154,76 @@ class DatabaseCommand(Command):
             raise
         except Exception as error:  # whatever it is, its frames hold the keys
             raise click.ClickException(
-                f"Datasette does not start with these options: {type(error).__name__}, "
-                "of which 'datasette serve' says more"
+                f"Datasette does not start with these options ({type(error).__name__}). "
+                "Run 'datasette serve' with them to see why"
             ) from None
         # Nobody listens to events here. Datasette, which takes a table that the VACUUM of
         # another process has moved for one that was renamed, would fail to send one.
         datasette.track_event = _track_nothing  # type: ignore[method-assign]
         return datasette
 
-    async def check(self, datasette: Datasette) -> None:
-        """Refuse settings that cannot be used, and a database that does not last.
-
-        One that cannot be read is refused here, too: at the first write, Datasette would
-        print a line of its own about it.
-        """
-        instance = get_instance(datasette)
-        if database.is_temporary(instance.db):
-            _refuse_temporary()
-        await database.journal_mode(instance.db)
-
-    def _check_internal(self, path: str | None, create: bool) -> None:
-        if path is None:
-            return
-        if ":memory:" in path:
-            _refuse_temporary()
+    def _require_file(self, option: str, path: str, create: bool, way_out: str) -> None:
         # What is not called like a database may be a value, typed by mistake.
-        named = path.endswith(_NEW_DATABASES)
-        shown = f" ({printable(os.path.abspath(path))})" if named else ""
-        if os.path.isdir(path):
-            raise Misuse(f"--internal names a folder, not a database{shown}")
-        if os.path.exists(path):
-            return
-        if not create:
-            way_out = ", or add --create to make it" if self.creates else ""
-            raise Misuse(
-                f"--internal names a file that does not exist{shown}: check the "
-                f"path{way_out}"
-            )
-        if not Path(path).absolute().parent.is_dir():
-            raise Misuse(
-                f"--internal names a file in a folder that does not exist{shown}"
-            )
+        is_database = path.endswith((".db", ".sqlite", ".sqlite3"))
+        problem = ""
+        if os.path.isdir(path) and option == "--internal":
+            problem = "names a folder, not a database"
+        elif not os.path.exists(path) and not (create and is_database):
+            problem = "names a file that does not exist"
+        elif not Path(path).absolute().parent.is_dir():
+            problem = "names a file in a folder that does not exist"
+        if problem:
+            shown = f" ({printable(os.path.abspath(path))})" if is_database else ""
+            raise click.UsageError(f"{option} {problem}{shown}: {way_out}")
 
-    def _check_files(self, files: Sequence[str], create: bool) -> None:
-        for file in files:
-            if os.path.exists(file):
-                continue
-            if not create:
-                raise Misuse(f"One of the FILES does not exist: {self.missing_file}")
-            if not file.endswith(_NEW_DATABASES):
-                raise Misuse(
-                    "--create makes files whose name ends in "
-                    f"{', '.join(_NEW_DATABASES)}, and one of the FILES that does not "
-                    f"exist has another name: {self.missing_file}"
-                )
+
+def command(
+    *params: Decorator,
+    command_class: type[DatabaseCommand] = DatabaseCommand,
+    **attributes: Any,
+) -> Callable[[Callable[..., Any]], DatabaseCommand]:
+    """Make a command of a callback, with these arguments and options, in this order."""
+
+    def decorate(callback: Callable[..., Any]) -> DatabaseCommand:
+        for param in reversed(params):
+            callback = param(callback)
+        return click.command(cls=command_class, **attributes)(callback)
+
+    return decorate
+
+
+async def require_name(
+    datasette: Datasette, name: str, *, can_be_new: bool = False
+) -> None:
+    """Refuse a name that is not stored, registered, or in the environment.
+
+    A similar name that exists is printed, but never what was typed.
+    """
+    instance = get_instance(datasette)
+    known = await store.names(instance.db)
+    known |= {each.name for each in await registry.get_secrets(datasette)}
+    if name in known or instance.environment_value(name) is not None:
+        return
+    by_case = {each.casefold(): each for each in known}
+    similar = difflib.get_close_matches(name.casefold(), by_case, n=1)
+    question = f". Did you mean {printable(by_case[similar[0]])}?" if similar else ""
+    if not can_be_new:
+        raise click.ClickException(
+            f"There is no secret of that name in {path_of(datasette)}{question}"
+        )
+    if question:
+        warn(f"There is no secret of that name yet{question}")
+
+
+async def stored_versions(datasette: Datasette, name: str) -> list[store.Version]:
+    """The versions of a secret, newest first. Refuses a name of which there are none."""
+    versions = await store.history(get_instance(datasette).db, name)
+    if not versions:
+        where = path_of(datasette)
+        raise click.ClickException(
+            f"Nothing is stored for {printable(name)} in {where}"
+        )
+    return versions
 
 
 async def _track_nothing(event: object) -> None:
@@ -208,24 +231,25 @@ async def _track_nothing(event: object) -> None:
 
 
 def _given(ctx: click.Context, options: dict[str, Any]) -> str:
-    """The options that were typed and lead to the database, to be typed again."""
-    words: list[str] = []
+    """The options that lead to the database, to be typed again."""
+    words: list[str] = list(options.get("files") or ())
     for name, option in (
+        ("immutable", "-i"),
         ("config", "-c"),
         ("internal", "--internal"),
         ("plugins_dir", "--plugins-dir"),
     ):
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            value = options[name]
-            words += [option, str(getattr(value, "name", value))]
-    for name, value in options.get("settings") or ():
+            given = options[name]
+            for each in given if isinstance(given, (list, tuple)) else [given]:
+                words += [option, str(getattr(each, "name", each))]
+    for name, setting in options.get("settings") or ():
         # A key may have been given as a setting.
-        shown = "…" if "encryption" in name else value
-        words += ["-s", name, shown]
-    return shlex.join([*(options.get("files") or ()), *words])
+        words += ["-s", name, "…" if "encryption" in name else setting]
+    return printable(shlex.join(words))
 
 
-def _serve_params() -> list[click.Parameter]:
+def _serve_params(shown: frozenset[str] | set[str]) -> list[click.Parameter]:
     """Copies of the options of `datasette serve`, as this version of Datasette has them."""
     copied = []
     for param in cli.commands["serve"].params:
@@ -233,7 +257,7 @@ def _serve_params() -> list[click.Parameter]:
             continue
         param = copy.copy(param)
         if isinstance(param, click.Option):
-            param.hidden = param.name not in SHOWN
+            param.hidden = param.name not in shown
         if param.name in IGNORED:
             param.expose_value = False
             param.envvar = None
@@ -246,5 +270,5 @@ def _serve_params() -> list[click.Parameter]:
 def _refuse_temporary() -> NoReturn:
     raise click.ClickException(
         "These secrets would be in a temporary database, which is gone when the command "
-        "ends: name the one that the server is started with, by --internal PATH"
+        "ends. Name the database of the server with --internal PATH"
     )
