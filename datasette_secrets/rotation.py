@@ -10,10 +10,10 @@ work. `rewrite` does the same for an upgrade.
 
 from __future__ import annotations
 
+import gc
 import shlex
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 from . import database, envelope, inspection, schema, service, store
@@ -30,25 +30,18 @@ from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+    from datasette.database import Database
 
 
 BATCH_SIZE = 5_000
-
-
-# So often a rotation goes over rows that other servers write meanwhile, and so often a
-# batch is tried again of which somebody else was quicker to change a row.
+# How often a rotation goes over rows that other servers write meanwhile, and how often it
+# tries a batch again in which somebody else was quicker to change a row.
 PASSES_MAX = 20
 
-
 Progress = Callable[[int], None]
-
-
-#: Raises because a row cannot be decrypted.
-Proof = Callable[[str, int, store.Row], object]
-
-
-#: Makes the new envelope of a row, or None where it needs none. Raises as a Proof does.
-Operation = Callable[[str, int, store.Row], "envelope.Sealed | None"]
+#: Makes the new envelope of a row, or None where it needs none. Raises CannotOpen and
+#: UnknownMasterKey.
+Operation = Callable[[store.Row], "envelope.Sealed | None"]
 
 
 @dataclass(frozen=True)
@@ -69,21 +62,19 @@ class Problem:
         name, version = str(row.name), row.version
         if row.is_legacy and not isinstance(error, CannotUpgrade):
             error = NeedsUpgrade(name, version)
-        destroy = _destroy_command(row)
+        remedy = _destroy_command(row)
         if isinstance(error, NeedsUpgrade):
             remedy = "datasette secrets upgrade"
         elif isinstance(error, CannotUpgrade):
             remedy = (
                 "add its key to encryption-key and run 'datasette secrets upgrade' again, "
-                f"or give the version up: {destroy}"
+                f"or give the version up: {remedy}"
             )
         elif isinstance(error, UnknownMasterKey):
             remedy = (
                 f"add key {error.key_id} to encryption-key, or give the version up: "
-                f"{destroy}"
+                f"{remedy}"
             )
-        else:
-            remedy = destroy
         return cls(name, version, error.code, str(error), remedy)
 
     @classmethod
@@ -108,7 +99,7 @@ def _destroy_command(row: store.Row) -> str:
 
 @dataclass
 class Census:
-    """How many versions each master key wraps; nothing was opened to know it."""
+    """How many versions each master key wraps, counted without decrypting."""
 
     primary: str | None
     ring: tuple[str, ...]
@@ -134,8 +125,8 @@ class Census:
     def removable(self) -> list[str]:
         """The keys of the ring, the primary aside, that no row here needs now.
 
-        While rows of 0.x are left there is none: those do not say which key they need.
-        Neither do damaged ones that name no key.
+        There is none while rows are left that do not name their key: those of 0.x, and
+        damaged ones.
         """
         if (
             self.legacy
@@ -151,24 +142,31 @@ class Census:
 
 
 @dataclass
-class Rotation:
-    """What a rotation found and did."""
+class Report:
+    """What a rotation or an upgrade did."""
 
-    primary: str
     dry_run: bool = False
-    to_change: int = 0
-    current: int = 0
     changed: int = 0
+    #: What was left as it is.
     problems: list[Problem] = field(default_factory=list)
-    census: Census | None = None
     clean_up: database.CleanUp | None = None
-    #: False when the preflight stopped it, or versions were left behind.
+    #: True once nothing is left to change.
     complete: bool = False
 
 
 @dataclass
+class Rotation(Report):
+    """What a rotation found and did."""
+
+    primary: str = ""
+    to_change: int = 0
+    current: int = 0
+    census: Census | None = None
+
+
+@dataclass
 class Verification:
-    """How many versions open, and those that do not."""
+    """How many versions can be decrypted, and those that cannot."""
 
     opened: int = 0
     destroyed: int = 0
@@ -206,14 +204,18 @@ async def verify(
     DatabaseUnavailable.
     """
     instance = get_instance(datasette)
-    unseal = partial(envelope.unseal, instance.settings.require_ring())
+    ring = instance.settings.require_ring()
+
+    def unseal(row: store.Row) -> None:
+        envelope.unseal(ring, row.name, row.version, row)
+
     # Counted once more before it is reported, since a server may be writing.
     for _ in range(2):
         found = Verification()
         start = await store.count_held(instance.db)
         seen = 0
         async for rows in batches(instance, batch_size):
-            problems = undecryptable(rows, unseal)
+            problems = rewritten(rows, unseal)[1]
             seen += sum(row.id <= start.highest_id for row in rows)
             found.opened += len(rows) - len(problems)
             found.problems += problems.values()
@@ -221,7 +223,7 @@ async def verify(
                 progress(len(rows))
         progress = None
         left = await store.count_held(instance.db, start.highest_id)
-        found.destroyed = (await store.count_held(instance.db)).destroyed
+        found.destroyed = left.destroyed
         if left.values <= seen:
             return found
     missed = f"{left.values - seen:,} rows hold a value and were not found by their ids"
@@ -254,19 +256,33 @@ async def rotate(
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
     primary = ring.primary.id
-    report = Rotation(primary=primary, dry_run=dry_run)
-    prove: Proof = partial(envelope.unseal if new_data_keys else envelope.unwrap, ring)
-    operation = partial(_reseal if new_data_keys else _rewrap, ring)
+    report = Rotation(dry_run, primary=primary)
 
     def rows_to_change(but_key_id: str | None) -> AsyncIterator[store.Rows]:
         return batches(instance, batch_size, but_key_id, wraps_only=not new_data_keys)
+
+    def prove(row: store.Row) -> None:
+        can_open = envelope.unseal if new_data_keys else envelope.unwrap
+        can_open(ring, row.name, row.version, row)
+
+    def rewrite(row: store.Row) -> envelope.Sealed | None:
+        if new_data_keys:
+            return envelope.reseal(ring, row.name, row.version, row, row.version)
+        if row.key_id == primary and not row.is_legacy:
+            return None  # another rotation was quicker
+        wrapped_key = envelope.rewrap(ring, row.name, row.version, row)
+        return envelope.Sealed(envelope.ENVELOPE_VERSION, primary, wrapped_key, None)
+
+    def describe(versions: int) -> Change:
+        detail = {"key_id": primary, "versions": versions}
+        return Change("rotate-encryption-key", detail=detail)
 
     await inspection.require_sound(instance.db)
     report.census = await census(datasette)
     everywhere = None if new_data_keys else primary
     problems: dict[int, Problem] = {}
     async for rows in rows_to_change(everywhere):
-        problems |= undecryptable(rows, prove)
+        problems |= rewritten(rows, prove)[1]
         report.to_change += len(rows)
         if progress:
             progress(len(rows))
@@ -277,11 +293,7 @@ async def rotate(
 
     await inspection.prepare(instance.db)
     work = Rewriting(
-        datasette,
-        actor_id,
-        operation,
-        lambda versions: _change(primary, versions),
-        wraps_only=not new_data_keys,
+        datasette, actor_id, rewrite, describe, wraps_only=not new_data_keys
     )
     left: dict[int, Problem] = {}
     passing = rows_to_change(everywhere)
@@ -293,38 +305,12 @@ async def rotate(
             break
         # What a server that has another key first has stored meanwhile.
         passing, progress = rows_to_change(primary), None
-    report.changed = work.changed
     # What could not be decrypted may have been destroyed or replaced meanwhile.
     again = await store.rows_with_ids(instance.db, list(left))
-    report.problems = list(undecryptable(again, prove).values())
-    report.clean_up = await service.clean_up(instance, vacuum=vacuum)
-    await inspection.require_sound(instance.db)
+    report.problems = list(rewritten(again, prove)[1].values())
+    await work.finish(report, vacuum)
     report.complete = not report.problems and not report.census.elsewhere
-    if report.changed:
-        await announce(datasette, actor_id, _change(primary, report.changed))
     return report
-
-
-def _change(key_id: str, versions: int) -> Change:
-    detail = {"key_id": key_id, "versions": versions}
-    return Change("rotate-encryption-key", detail=detail)
-
-
-def _rewrap(
-    ring: envelope.KeyRing, name: str, version: int, row: store.Row
-) -> envelope.Sealed | None:
-    if row.key_id == ring.primary.id and not row.is_legacy:
-        return None  # another rotation was quicker
-    wrapped_key = envelope.rewrap(ring, name, version, row)
-    return envelope.Sealed(
-        envelope.ENVELOPE_VERSION, ring.primary.id, wrapped_key, None
-    )
-
-
-def _reseal(
-    ring: envelope.KeyRing, name: str, version: int, row: store.Row
-) -> envelope.Sealed:
-    return envelope.reseal(ring, name, version, row, version)
 
 
 @dataclass
@@ -351,32 +337,24 @@ class Rewriting:
         Raises DatabaseUnavailable when the database does not hold what was written to it.
         """
         problems: dict[int, Problem] = {}
+        db = get_instance(self.datasette).db
         async for rows in batches:
             size = len(rows)
             for _ in range(PASSES_MAX):
-                replaced = await self._replace(rows, problems)
-                if not replaced.changed_meanwhile:
+                changes, found = rewritten(rows, self.operation)
+                problems |= found
+                others = await self._write(db, changes) if changes else []
+                if not others:
                     break
-                rows = await store.rows_with_ids(
-                    get_instance(self.datasette).db,
-                    replaced.changed_meanwhile,
-                    wraps_only=self.wraps_only,
-                )
+                rows = await store.rows_with_ids(db, others, wraps_only=self.wraps_only)
             else:
                 raise database.not_kept()
             if progress:
                 progress(size)
         return problems
 
-    async def _replace(
-        self, rows: store.Rows, problems: dict[int, Problem]
-    ) -> store.Replaced:
-        changes: list[store.Replacement] = []
-
-        def change(name: str, version: int, row: store.Row) -> None:
-            sealed = self.operation(name, version, row)
-            if sealed is not None:
-                changes.append((row, sealed))
+    async def _write(self, db: Database, changes: list[store.Replacement]) -> list[int]:
+        """Returns the ids of the rows that somebody else changed meanwhile."""
 
         def replace_secret_envelopes(changing: Changing) -> store.Replaced:
             replaced = store.replace_envelopes(
@@ -387,17 +365,20 @@ class Rewriting:
                 self._log_id = changing.log(described, self._log_id)
             return replaced
 
-        problems |= undecryptable(rows, change)
-        if not changes:
-            return store.Replaced(0, [])
         replaced = await make(
-            self.datasette,
-            get_instance(self.datasette).db,
-            self.actor_id,
-            replace_secret_envelopes,
+            self.datasette, db, self.actor_id, replace_secret_envelopes
         )
         self.changed += replaced.written
-        return replaced
+        return replaced.changed_meanwhile
+
+    async def finish(self, report: Report, vacuum: bool) -> None:
+        """Clean up, check the tables again, and send the event."""
+        instance = get_instance(self.datasette)
+        report.changed = self.changed
+        report.clean_up = await service.clean_up(instance, vacuum=vacuum)
+        await inspection.require_sound(instance.db)
+        if self.changed:
+            await announce(self.datasette, self.actor_id, self.describe(self.changed))
 
 
 async def batches(
@@ -424,12 +405,26 @@ async def batches(
         row_id = rows.last_id + 1
 
 
-def undecryptable(rows: Iterable[store.Row], prove: Proof) -> dict[int, Problem]:
-    """Do `prove` to each row; by its id the problem of each for which it cannot be done."""
+def rewritten(
+    rows: Iterable[store.Row], operation: Operation
+) -> tuple[list[store.Replacement], dict[int, Problem]]:
+    """The new envelopes of these rows, and by its id the problem of each that has none."""
+    changes: list[store.Replacement] = []
     problems = {}
-    for row in rows:
-        try:
-            prove(row.name, row.version, row)
-        except (CannotOpen, UnknownMasterKey) as error:
-            problems[row.id] = Problem.of(row, error)
-    return problems
+    # Thousands of tuples, all of them alive, would have the garbage collector look at them
+    # again and again.
+    is_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for row in rows:
+            try:
+                sealed = operation(row)
+            except (CannotOpen, UnknownMasterKey) as error:
+                problems[row.id] = Problem.of(row, error)
+            else:
+                if sealed is not None:
+                    changes.append((row, sealed))
+    finally:
+        if is_collecting:
+            gc.enable()
+    return changes, problems

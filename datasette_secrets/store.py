@@ -419,12 +419,8 @@ async def last_uses(db: Database, names: list[str]) -> dict[str, LastUse]:
 
 async def key_counts(db: Database) -> list[tuple[str, int, bool]]:
     """Each key ID, how many versions need it, and whether 0.x wrote those."""
-    sql = f"""select encryption_key_name, count(*), 0 from {TABLE}
-        where wrapped_key is not null group by encryption_key_name
-        union all
-        select encryption_key_name, count(*), envelope_version is null
-        from {TABLE} where wrapped_key is null and encrypted is not null
-        group by encryption_key_name, envelope_version is null"""  # noqa: S608
+    sql = f"""select encryption_key_name, count(*), {_NO_ENVELOPE} from {TABLE}
+        where wrapped_key is not null or encrypted is not null group by 1, 3"""  # noqa: S608
     rows = await _fetch(db, sql, {})
     return [(str(key_id), versions, bool(legacy)) for key_id, versions, legacy in rows]
 

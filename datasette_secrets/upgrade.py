@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import database, envelope, fernet, inspection, schema, service, store
-from .changes import Changing, announce, make
+from . import envelope, fernet, inspection, schema, service, store
+from .changes import Changing, make
 from .events import Change, via
 from .instance import get_instance
 from .rotation import (
@@ -20,9 +20,10 @@ from .rotation import (
     PASSES_MAX,
     Problem,
     Progress,
+    Report,
     Rewriting,
     batches,
-    undecryptable,
+    rewritten,
 )
 
 if TYPE_CHECKING:
@@ -31,18 +32,11 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Upgrade:
+class Upgrade(Report):
     """What of 0.x was found, and what became of it."""
 
-    dry_run: bool = False
     #: Name and version of every row of 0.x that holds a value.
     found: list[tuple[str, object]] = field(default_factory=list)
-    changed: int = 0
-    #: What was left as it is.
-    problems: list[Problem] = field(default_factory=list)
-    clean_up: database.CleanUp | None = None
-    #: True once no row of 0.x that holds a value is left.
-    complete: bool = False
 
 
 async def upgrade(
@@ -66,7 +60,7 @@ async def upgrade(
     """
     instance = get_instance(datasette)
     operation = partial(_upgrade, instance.settings.require_ring())
-    report = Upgrade(dry_run=dry_run)
+    report = Upgrade(dry_run)
     found: dict[int, tuple[str, object]] = {}
 
     async def legacy_rows() -> AsyncIterator[store.Rows]:
@@ -76,29 +70,23 @@ async def upgrade(
 
     await inspection.require_sound(instance.db)
     left: dict[int, Problem] = {}
+    work = Rewriting(datasette, actor_id, operation, _change)
     if dry_run:
         async for rows in legacy_rows():
-            left |= undecryptable(rows, operation)
+            left |= rewritten(rows, operation)[1]
     else:
         await inspection.prepare(instance.db, migrate=_migrate)
-        work = Rewriting(datasette, actor_id, operation, _change)
         for _ in range(PASSES_MAX):
             before = work.changed
             left = await work.run(legacy_rows(), progress)
             if work.changed == before:
                 break
-            # What another process has stored meanwhile.
-            progress = None
-        report.changed = work.changed
+            progress = None  # the rest is what another process has stored meanwhile
     report.problems = list(left.values())
     report.found = list(found.values())
-    if dry_run:
-        return report
-    report.clean_up = await service.clean_up(instance, vacuum=vacuum)
-    await inspection.require_sound(instance.db)
-    report.complete = not report.problems
-    if report.changed:
-        await announce(datasette, actor_id, _change(report.changed))
+    if not dry_run:
+        await work.finish(report, vacuum)
+        report.complete = not report.problems
     return report
 
 
@@ -122,15 +110,9 @@ async def upgrade_at_start(datasette: Datasette) -> Upgrade | None:
             return
         schema.apply_migrations(changing.conn)
         rows = store.legacy_rows(changing.conn)
-        resealed: list[store.Replacement] = []
-
-        def reseal(name: str, version: int, row: store.Row) -> None:
-            sealed = operation(name, version, row)
-            if sealed is not None:
-                resealed.append((row, sealed))
-
         report.found = [(str(row.name), row.version) for row in rows]
-        report.problems = list(undecryptable(rows, reseal).values())
+        resealed, left = rewritten(rows, operation)
+        report.problems = list(left.values())
         report.changed = store.replace_envelopes(changing.conn, resealed).written
         if report.changed:
             changing.made.append(_change(report.changed))
@@ -158,9 +140,7 @@ def _change(versions: int) -> Change:
     return Change("upgrade-secrets", detail={"versions": versions})
 
 
-def _upgrade(
-    ring: envelope.KeyRing, name: str, version: int, row: store.Row
-) -> envelope.Sealed | None:
+def _upgrade(ring: envelope.KeyRing, row: store.Row) -> envelope.Sealed | None:
     if not row.is_legacy:  # somebody else upgraded it meanwhile
         return None
-    return envelope.upgrade(ring, name, version, row.encrypted)
+    return envelope.upgrade(ring, row.name, row.version, row.encrypted)
