@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from click.testing import CliRunner, Result
 from datasette.cli import cli
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from support import decoder
@@ -383,5 +383,7 @@ TestSecrets.settings = settings(
     max_examples=10,
     stateful_step_count=25,
     deadline=None,
+    # Not "explain", for which hypothesis traces every line that is run.
+    phases=[Phase.reuse, Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
 )
