@@ -62,7 +62,8 @@ class Model:
     values: list[str] = field(default_factory=list)
     destroyed: set[int] = field(default_factory=set)
     is_deleted: bool = False
-    note: str | None = None
+    #: The note of each version, empty if it has none.
+    notes: list[str] = field(default_factory=list)
     #: The uses of the newest version: the second before, the one after, and the actor.
     uses: list[tuple[str, str, str | None]] = field(default_factory=list)
 
@@ -79,8 +80,12 @@ class Model:
     def has(self, version: int) -> bool:
         return 1 <= version <= self.newest and version not in self.destroyed
 
-    def add(self, value: str) -> None:
+    def add(self, value: str, note: str | None = None) -> None:
+        """A new version. Without a note it has that of the version before."""
+        if note is None:
+            note = self.notes[-1] if self.notes else ""
         self.values.append(value)
+        self.notes.append(note)
         self.is_deleted = False
         self.uses.clear()
 
@@ -152,9 +157,7 @@ class Secrets(RuleBasedStateMachine):
         version = self.run(
             set_secret(self.datasette, name, value, note=note, actor_id=actor)
         )
-        model.add(value)
-        if note is not None:
-            model.note = note
+        model.add(value, note)
         assert version == model.newest
 
     @rule(name=names, value=values, expected=numbers)
@@ -198,7 +201,7 @@ class Secrets(RuleBasedStateMachine):
             self.refuses(call, InvalidSecret)
         else:
             assert self.run(call) == model.newest + 1
-            model.add(model.values[version - 1])
+            model.add(model.values[version - 1], model.notes[version - 1])
 
     @rule(name=names, versions=st.lists(numbers, max_size=3))
     def destroy(self, name: str, versions: list[int]) -> None:
@@ -218,7 +221,7 @@ class Secrets(RuleBasedStateMachine):
             self.refuses(call, InvalidSecret)
         else:
             self.run(call)
-            self.model[name].note = note
+            self.model[name].notes[-1] = note
 
     # The same by the commands, each with an instance of its own on the same file.
 
@@ -281,7 +284,7 @@ class Secrets(RuleBasedStateMachine):
         done = self.command("rollback", name, str(version), "--yes").exit_code == 0
         assert done == model.has(version)
         if done:
-            model.add(model.values[version - 1])
+            model.add(model.values[version - 1], model.notes[version - 1])
 
     @rule(name=names)
     def command_destroy_all_but_newest(self, name: str) -> None:
@@ -358,7 +361,7 @@ class Secrets(RuleBasedStateMachine):
                 each.version for each in history if each.is_destroyed
             } == model.destroyed
             if history:
-                assert history[0].note == model.note
+                assert (history[0].note or "") == model.notes[-1]
                 assert history[0].is_deleted == model.is_deleted
                 newest = history[0]
                 assert model.may_be_last_use(newest.last_used_at, newest.last_used_by)
