@@ -12,14 +12,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import tomli
 from conftest import MakeDatasette
 from datasette.app import Datasette
 from datasette.plugins import pm
+from packaging.requirements import Requirement
 from support.documents import blocks, read, section
 
 import datasette_secrets
@@ -53,6 +56,24 @@ def test_the_tests_of_the_plugin_pass_as_written(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert f"{''.join(tests).count('async def test_')} passed" in done.stdout
+
+
+def test_the_project_names_all_that_its_code_imports() -> None:
+    [plugin] = blocks(section(PAGE, "A complete plugin"), "python")
+    [project] = map(tomli.loads, blocks(section(PAGE, "A complete plugin"), "toml"))
+    imported = set(re.findall(r"(?m)^(?:import|from) (\w+)", plugin))
+    required = list(map(Requirement, project["project"]["dependencies"]))
+    assert {each.name.replace("-", "_") for each in required} == imported
+    for each in required:
+        # Prereleases are installed, because the specifier names one.
+        assert each.specifier.contains(version(each.name)), each
+    module = project["project"]["entry-points"]["datasette"]["models"]
+    assert project["tool"]["setuptools"]["py-modules"] == [module]
+    tests = blocks(section(PAGE, "Test your plugin without a network"), "python")
+    tested = set(re.findall(r"(?m)^(?:import|from) (\w+)", "".join(tests)))
+    standard = {"base64", "os"}
+    installed = {*imported, *project["dependency-groups"]["test"], module, *standard}
+    assert tested <= installed
 
 
 @pytest.fixture
