@@ -12,6 +12,7 @@ import asyncio
 import time
 import weakref
 from collections import deque
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from . import store
@@ -60,7 +61,7 @@ class LastUsedRecorder:
         queue = self._queues.get(loop)
         if queue is None:
             queue = self._queues[loop] = _Queue(self)
-        done = queue.add(store.Use(row.id, now(), actor_id))
+        done = queue.add(row.id, actor_id)
         if done is not None:
             await asyncio.wait([done], timeout=WAIT_SECONDS)
 
@@ -70,23 +71,22 @@ class LastUsedRecorder:
         if queue is not None:
             await queue.flush()
 
-    async def write(self, uses: list[store.Use]) -> int:
+    async def write(self, uses: dict[tuple[int, str | None], str]) -> int:
         """Write the uses, one for each row: the latest second, and its last actor.
 
         Returns 0, or SQLite's result code where it failed.
         """
-        latest = {use.id: use for use in sorted(uses, key=lambda use: use.at)}
+        by_time = sorted(uses.items(), key=itemgetter(1))
+        latest = {row_id: (at, actor_id) for (row_id, actor_id), at in by_time}
         try:
-            failed = await store.record_uses(self._db, list(latest.values()), now())
+            failed = await store.record_uses(self._db, latest, now())
         except Exception:  # no database, closed, gone or broken, may stop a read here
             return 1  # The reads themselves raise what is wrong with it.
         if not failed:
-            newest = max(use.at for use in uses)
+            newest = by_time[-1][1]
             if newest != self._written_at:
                 self._written_at, self._written = newest, set()
-            self._written |= {
-                (use.id, use.actor_id) for use in uses if use.at == newest
-            }
+            self._written |= {use for use, at in by_time if at == newest}
         return failed
 
 
@@ -99,17 +99,17 @@ class _Queue:
 
     def __init__(self, recorder: LastUsedRecorder) -> None:
         self._write = recorder.write
-        # Only the latest of an actor's uses of a row is needed.
-        self._pending: dict[tuple[int, str | None], store.Use] = {}
+        #: When a row was last used by an actor.
+        self._pending: dict[tuple[int, str | None], str] = {}
         self._done: asyncio.Future[None] | None = None
         self._next: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._started: deque[float] = deque([0.0] * _BURST, maxlen=_BURST)
         self._paused_until = 0.0
 
-    def add(self, use: store.Use) -> asyncio.Future[None] | None:
-        """Queue the use: a future that is done once it was tried, None not to wait."""
+    def add(self, row_id: int, actor_id: str | None) -> asyncio.Future[None] | None:
+        """Queue a use: a future that is done once it was tried, None not to wait."""
         if len(self._pending) < _PENDING_MAX:
-            self._pending[use.id, use.actor_id] = use
+            self._pending[row_id, actor_id] = now()
         self._schedule()
         if time.monotonic() < self._paused_until:
             return None
@@ -130,7 +130,7 @@ class _Queue:
         done, self._done = self._done, None
         self._started.append(time.monotonic())
         try:
-            failed = await self._write(list(uses.values()))
+            failed = await self._write(uses)
         finally:
             if done is not None and not done.done():
                 done.set_result(None)
@@ -155,9 +155,9 @@ class _Queue:
             self._schedule()
 
     def _delay(self) -> float:
-        now = time.monotonic()
-        if now < self._paused_until:
-            return self._paused_until - now
-        if now - self._started[0] > 1:
+        time_now = time.monotonic()
+        if time_now < self._paused_until:
+            return self._paused_until - time_now
+        if time_now - self._started[0] > 1:
             return 0
-        return max(0, self._started[-1] + _SPACING_SECONDS - now)
+        return max(0, self._started[-1] + _SPACING_SECONDS - time_now)

@@ -51,14 +51,7 @@ async def get_secret(
     row = await store.newest_version(instance.reader, secret_name)
     if row is None or row.deleted_at is not None or row.is_destroyed:
         return None
-    if row.is_legacy:
-        raise _needs_upgrade(instance, row)
-    ring = instance.settings.require_ring()
-    user = str(actor_id) if actor_id else None
-    if not instance.last_used.is_recorded(row, user):
-        envelope.unseal(ring, secret_name, row.version, row)
-        await instance.last_used.record(row, user)
-    return envelope.unseal(ring, secret_name, row.version, row)
+    return await _use(instance, secret_name, row, actor_id)
 
 
 async def get_version(
@@ -75,12 +68,21 @@ async def get_version(
         return store.find_version(conn, name, version)
 
     row = await database.read(instance.db, find_secret_version)
+    return await _use(instance, name, row, actor_id)
+
+
+async def _use(
+    instance: Instance, name: str, row: store.Row, actor_id: str | None
+) -> str:
+    """The value of a row, whose use is recorded before it is returned."""
     if row.is_legacy:
         raise _needs_upgrade(instance, row)
     ring = instance.settings.require_ring()
-    envelope.unseal(ring, name, version, row)
-    await instance.last_used.record(row, str(actor_id) if actor_id else None)
-    return envelope.unseal(ring, name, version, row)
+    user = str(actor_id) if actor_id else None
+    if not instance.last_used.is_recorded(row, user):
+        envelope.unseal(ring, name, row.version, row)
+        await instance.last_used.record(row, user)
+    return envelope.unseal(ring, name, row.version, row)
 
 
 def _needs_upgrade(instance: Instance, row: store.Row) -> NeedsUpgrade:
@@ -118,30 +120,20 @@ async def set_secret(
         raise InvalidSecret(f"The value of {name} cannot be stored: {error}") from None
     finally:
         del value
-    instance = get_instance(datasette)
-    await _check_name(datasette, instance, name)
     _check_note(note)
     _check_renew_by(renew_by)
     if keep is not None and (type(keep) is not int or keep < 2):
         raise InvalidSecret("keep must be a number of versions, 2 or more")
-    ring = instance.settings.require_ring()
-    _check_holds_no_key(name, plaintext, ring)
-
-    def insert_secret_version(changing: Changing) -> int:
-        version = store.insert_version(
-            changing,
-            name,
-            lambda version: plaintext.seal(ring.primary, name, version),
-            note=note,
-            renew_by=renew_by,
-            expected_version=expected_version,
-        )
-        pruned = store.prune(changing, name, keep) if keep else []
-        detail = {"pruned": pruned} if pruned else None
-        changing.made.append(Change("set-secret", name, version, detail))
-        return version
-
-    return await _change(datasette, actor_id, insert_secret_version)
+    stored = await set_secrets(
+        datasette,
+        {name: plaintext},
+        actor_id=actor_id,
+        keep=keep,
+        note=note,
+        renew_by=renew_by,
+        expected_version=expected_version,
+    )
+    return stored[name] or 0
 
 
 async def delete_secret(
@@ -219,12 +211,14 @@ async def set_secrets(
     skip_existing: bool = False,
     dry_run: bool = False,
     actor_id: str | None = None,
+    keep: int | None = None,
+    **options: Any,
 ) -> dict[str, int | None]:
     """Store a new version of each secret, all of them in one transaction, or none.
 
     Returns the number of each new version. `skip_existing`: leave a name of which
     something is stored, even if it is deleted, as it is; its number is then None.
-    `dry_run`: only say what the numbers would be.
+    `dry_run`: only return what the numbers would be. `options`: of `insert_version`.
 
     Raises what `set_secret` raises.
     """
@@ -233,7 +227,10 @@ async def set_secrets(
         await _check_name(datasette, instance, name)
     ring = instance.settings.require_ring()
     for name, value in values.items():
-        _check_holds_no_key(name, value, ring)
+        if value.contains_key_of(ring):
+            raise InvalidSecret(
+                f"The value of {name} contains a master key, which must not be stored"
+            )
     if dry_run:
         return {
             name: None
@@ -248,8 +245,11 @@ async def set_secrets(
             if skip_existing and store.find_newest(changing.conn, name):
                 continue
             seal = functools.partial(values[name].seal, ring.primary, name)
-            stored[name] = store.insert_version(changing, name, seal)
-            changing.made.append(Change("set-secret", name, stored[name]))
+            version = store.insert_version(changing, name, seal, **options)
+            pruned = store.prune(changing, name, keep) if keep else []
+            detail = {"pruned": pruned} if pruned else None
+            changing.made.append(Change("set-secret", name, version, detail))
+            stored[name] = version
         return stored
 
     return await _change(datasette, actor_id, insert_secret_versions)
@@ -471,15 +471,6 @@ async def _check_name(datasette: Datasette, instance: Instance, name: object) ->
         else "A name is made of letters, digits and underscores, and does not begin with "
         "a digit"
     )
-
-
-def _check_holds_no_key(
-    name: str, value: envelope.Plaintext, ring: envelope.KeyRing
-) -> None:
-    if value.contains_key_of(ring):
-        raise InvalidSecret(
-            f"The value of {name} contains a master key, which must not be stored"
-        )
 
 
 def _check_note(note: object) -> None:

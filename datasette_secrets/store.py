@@ -122,14 +122,6 @@ class LastUse(NamedTuple):
     version: object = None
 
 
-class Use(NamedTuple):
-    """Actor `actor_id` read row `id` in the UTC second `at`."""
-
-    id: int
-    at: str
-    actor_id: str | None
-
-
 class Rows:
     """Rows in the order of their ids, each made into a `Row` when it is looked at.
 
@@ -518,8 +510,10 @@ def replace_envelopes(
     return Replaced(matched, others)
 
 
-async def record_uses(db: Database, uses: list[Use], now: str) -> int:
-    """Write when and by whom rows were last used, in one short transaction.
+async def record_uses(
+    db: Database, uses: Mapping[int, tuple[str, str | None]], now: str
+) -> int:
+    """Write when and by which actor each row was last used, in one short transaction.
 
     Returns 0, or SQLite's result code where it failed. A later use that another process
     wrote stays, unless it is later than `now`: then a clock was wrong. Waits 40 ms at
@@ -535,7 +529,10 @@ async def record_uses(db: Database, uses: list[Use], now: str) -> int:
                     f"""update {TABLE} set last_used_at = :at, last_used_by = :actor_id
                     where id = :id and (last_used_at is null or last_used_at <= :at
                         or last_used_at > :now)""",  # noqa: S608
-                    [{**use._asdict(), "now": now} for use in uses],
+                    [
+                        {"id": row_id, "at": at, "actor_id": actor_id, "now": now}
+                        for row_id, (at, actor_id) in uses.items()
+                    ],
                 )
             return 0
         except sqlite3.Error as error:

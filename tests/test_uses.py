@@ -212,7 +212,7 @@ async def test_a_later_use_by_another_process_stays(
     locked.execute(
         "update datasette_secrets set last_used_at = datetime('now'), last_used_by = 'ben'"
     )
-    await recorder.write([store.Use(row.id, "2020-01-01 00:00:00", "ann")])
+    await recorder.write({(row.id, "ann"): "2020-01-01 00:00:00"})
     assert used(internal)[1] == "ben"
 
 
