@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -133,9 +134,10 @@ def run_own_tests(programs: Path, wheel: Path) -> bool:
 
 
 def serve(programs: Path) -> int:
-    """The status of the homepage of a server."""
+    """Start a server; the status of its homepage."""
     with tempfile.TemporaryDirectory() as folder:
-        command = f"{programs / 'datasette'} serve --internal internal.db"
+        program = shlex.quote(str(programs / "datasette"))
+        command = f"{program} serve --internal internal.db"
         variables = {**os.environ, "DATASETTE_SECRETS_ENCRYPTION_KEY": KEY}
         with (
             Served(command, Path(folder), variables) as server,

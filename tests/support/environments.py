@@ -22,8 +22,8 @@ def environment(
 ) -> Path:
     """The folder of its programs, `python` and `pip` among them.
 
-    `wheel`: this package, put in last and anew each time. `extra`: `[fernet]`, for example. `group`: one of the
-    dependency groups in pyproject.toml.
+    `wheel`: this package, installed last and again each time. `extra`: `[fernet]`, for
+    example. `group`: one of the dependency groups in pyproject.toml.
     """
     folder = FOLDER / name
     programs = folder / ("Scripts" if sys.platform == "win32" else "bin")
