@@ -759,7 +759,7 @@ async def test_the_commands_of_the_readme_move_over_from_0_x_and_back(
     serve = "datasette serve -c datasette.yaml --internal internal.db"
     without_key = {**env, "DATASETTE_SECRETS_ENCRYPTION_KEY": ""}
     with documents.Served(serve, folder, without_key) as server:
-        assert "has a master key upgrades them" in "".join(server.said)
+        assert "cannot be read until upgraded" in "".join(server.said)
     install(programs, *back)
     assert site.run(stored) == stored
 
