@@ -8,23 +8,13 @@ import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from datasette.resources import DatabaseResource
 from datasette.utils import StartupError
 
-from . import (
-    config,
-    envelope,
-    fernet,
-    inspection,
-    listing,
-    rotation,
-    schema,
-    store,
-    upgrade,
-)
+from . import config, envelope, fernet, inspection, listing, rotation, schema, store
+from . import upgrade as upgrading
 from .database import is_temporary
 from .errors import (
     DatabaseUnavailable,
@@ -38,9 +28,9 @@ from .instance import Instance, get_instance
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-
-#: So many versions a finding names.
+#: How many versions or dates one sentence names.
 _NAMED_MAX = 10
+_NOT_CHANGED = "; secrets can be read, and not changed"
 
 
 class Remark(NamedTuple):
@@ -50,17 +40,15 @@ class Remark(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True)
-class Health:
+class Health(NamedTuple):
     """What `status`, the pages and the start of a server say.
 
     `problems`: what keeps secrets from being read or changed, or the table from being
-    trusted. `warnings`: risky configuration. `notices`: what the start has done.
+    trusted. `warnings`: risky configuration.
     """
 
     problems: list[Remark]
     warnings: list[Remark]
-    notices: list[str]
 
 
 async def start(datasette: Datasette) -> None:
@@ -72,27 +60,25 @@ async def start(datasette: Datasette) -> None:
         instance = get_instance(datasette)
     except SecretsError as error:
         raise StartupError(str(error)) from None
+    remarks: list[Remark] = []
     try:
         await inspection.require_own(instance.db)
-    except DatabaseUnavailable as error:  # what stands there is not read
-        _say(f"{error}; secrets can be read, and not changed")
-        found = Health([], await _warnings(datasette, instance), [])
-        dates = []
+    except DatabaseUnavailable as error:  # nothing else is read from such a table
+        _say(f"{error}{_NOT_CHANGED}")
+        remarks = await _warnings(datasette, instance)
     else:
-        if reason := await _prepare(datasette, instance):
-            _say(f"{reason}; secrets can be read, and not changed")
+        await _prepare(datasette, instance)
         try:
             found = await examine(datasette)
             dates = [remark.message for remark in await due(datasette)]
         except DatabaseUnavailable as error:
             _say(str(error))
             return
-    for sentence in found.notices:
-        _say(sentence)
-    if dates:
-        more = f", and {len(dates) - _NAMED_MAX:,} more" * (len(dates) > _NAMED_MAX)
-        _say("; ".join(dates[:_NAMED_MAX]) + more)
-    for remark in (*found.problems, *found.warnings):
+        if dates:
+            more = f", and {len(dates) - _NAMED_MAX:,} more" * (len(dates) > _NAMED_MAX)
+            _say("; ".join(dates[:_NAMED_MAX]) + more)
+        remarks = found.problems + found.warnings
+    for remark in remarks:
         _say(remark.message)
     # A large table takes a while. Datasettes before 1.0a41 have no background to do it in.
     if hasattr(datasette, "add_background_task"):
@@ -109,31 +95,28 @@ async def _inspect(datasette: Datasette) -> None:
                 _say(finding.sentence)
 
 
-async def _prepare(datasette: Datasette, instance: Instance) -> str:
-    """Upgrade and migrate the table. Returns why that failed, if it did."""
+async def _prepare(datasette: Datasette, instance: Instance) -> None:
+    """Upgrade and migrate the table, and say what was done or why it failed."""
     if instance.settings.ring is None or not instance.db.is_mutable:
-        return ""
+        return
     try:
-        done = await upgrade.upgrade_at_start(datasette)
+        done = await upgrading.upgrade_at_start(datasette)
         await schema.ensure_migrated(instance.db)
     except DatabaseUnavailable as error:
-        return str(error)
+        _say(f"{error}{_NOT_CHANGED}")
+        return
     except (MissingExtra, NeedsUpgrade):
-        return ""  # `examine` says what is missing
+        return  # `examine` says what is missing
     if done and done.changed:
-        instance.notices = _upgraded(done)
-    return ""
-
-
-def _upgraded(done: upgrade.Upgrade) -> list[str]:
-    was = "was" if done.changed == 1 else "were"
-    notices = [
-        f"{count_versions(done.changed)} that datasette-secrets 0.x had stored {was} "
-        "upgraded at this start"
-    ]
-    if done.clean_up and done.clean_up.remains:
-        notices.append(done.clean_up.remains)
-    return notices
+        was = "was" if done.changed == 1 else "were"
+        instance.notices = [
+            f"{count_versions(done.changed)} that datasette-secrets 0.x had stored {was} "
+            "upgraded at this start"
+        ]
+        if done.clean_up and done.clean_up.remains:
+            instance.notices.append(done.clean_up.remains)
+        for notice in instance.notices:
+            _say(notice)
 
 
 def _say(sentence: str) -> None:
@@ -162,48 +145,44 @@ async def examine(
     if census.legacy:
         problems.append(await _needs_upgrade(instance, census))
     warnings = await _warnings(datasette, instance) + await _overridden(instance)
-    return Health(problems, warnings, instance.notices)
+    return Health(problems, warnings)
 
 
 async def _warnings(datasette: Datasette, instance: Instance) -> list[Remark]:
     """Risky configuration, known without the table."""
     warnings = list(itertools.starmap(Remark, instance.settings.warnings))
     if instance.settings.ring is not None and is_temporary(instance.db):
-        warnings.append(
-            Remark(
-                "temporary-database",
-                "the internal database is temporary, so secrets are lost when the server "
-                "stops: start Datasette with --internal and a file",
-            )
+        message = (
+            "the internal database is temporary, so secrets are lost when the server "
+            "stops: start Datasette with --internal and a file"
         )
+        warnings.append(Remark("temporary-database", message))
     if reason := why_read_only(instance):
         warnings.append(Remark("read-only", reason))
     if hasattr(datasette, "event_classes"):  # a server, which knows its permissions
-        warnings += [
-            Remark("exposed", sentence) for sentence in await exposure(datasette)
-        ]
+        warnings += [Remark("exposed", each) for each in await exposure(datasette)]
     return warnings
 
 
 def _missing_keys(census: rotation.Census) -> list[Remark]:
-    missing = list(filter(envelope.is_key_id, census.missing))
-    findings = [
-        f"{count_versions(census.counts[key_id])} "
-        f"{'needs' if census.counts[key_id] == 1 else 'need'} master key {key_id}, which "
-        "is not configured: add it to encryption-key, or see what 'datasette secrets "
-        "verify' says"
-        for key_id in missing
-    ]
-    damaged = sum(
-        census.counts[key_id] for key_id in census.missing if key_id not in missing
-    )
+    damaged = 0
+    messages = []
+    for key_id in census.missing:
+        if envelope.is_key_id(key_id):
+            messages.append(
+                f"{_needing(census.counts[key_id])} master key {key_id}, which is not "
+                "configured: add it to encryption-key, or see what 'datasette secrets "
+                "verify' says"
+            )
+        else:
+            damaged += census.counts[key_id]
     if damaged:
         verb = "names" if damaged == 1 else "name"
-        findings.append(
+        messages.append(
             f"{count_versions(damaged)} {verb} no master key: run 'datasette secrets "
             "verify'"
         )
-    return [Remark("unknown-master-key", finding) for finding in findings]
+    return [Remark("unknown-master-key", message) for message in messages]
 
 
 async def _needs_upgrade(instance: Instance, census: rotation.Census) -> Remark:
@@ -256,72 +235,60 @@ async def due(datasette: Datasette, days: int | None = None) -> list[Remark]:
 
 def about_files(instance: Instance) -> list[Remark]:
     """A database that other users of the machine can read."""
-    path = instance.db.path
-    with suppress(OSError):
-        if path and os.name == "posix" and os.stat(path).st_mode & 0o004:
-            return [
-                Remark(
-                    "database-mode",
-                    f"every user of this machine can read {os.path.abspath(path)}: run "
-                    f"chmod o= {shlex.quote(os.path.abspath(path))}",
-                )
-            ]
-    return []
+    if not instance.db.path or not config.is_readable_by_others(instance.db.path):
+        return []
+    path = os.path.abspath(instance.db.path)
+    message = (
+        f"every user of this machine can read {path}: run chmod o= {shlex.quote(path)}"
+    )
+    return [Remark("database-mode", message)]
 
 
 def about_slots(census: rotation.Census) -> list[Remark]:
     """What to do with the keys after the first one."""
-    needed = [key_id for key_id in census.ring[1:] if census.counts.get(key_id)]
-    remarks = [
-        Remark(
-            "old-key-needed",
-            f"{count_versions(census.counts[key_id])} still "
-            f"{'needs' if census.counts[key_id] == 1 else 'need'} the old master key "
-            f"{key_id}: run 'datasette secrets rotate-key'",
+    remarks = []
+    for key_id in census.ring[1:]:
+        if count := census.counts.get(key_id, 0):
+            message = (
+                f"{_needing(count, 'still ')} the old master key {key_id}: run "
+                "'datasette secrets rotate-key'"
+            )
+            remarks.append(Remark("old-key-needed", message))
+    for key_id in census.removable:
+        message = (
+            f"master key {key_id} is no longer used: once every server has restarted with "
+            "the new key listed first, keep it for backups and remove it from the "
+            "configuration"
         )
-        for key_id in needed
-    ]
-    return remarks + [
-        Remark(
-            "old-key-unneeded",
-            f"master key {key_id} is no longer used: once every server has restarted "
-            "with the new key listed first, keep it for backups and remove it from the "
-            "configuration",
-        )
-        for key_id in census.removable
-    ]
+        remarks.append(Remark("old-key-unneeded", message))
+    return remarks
 
 
 async def exposure(datasette: Datasette) -> list[str]:
     """Warnings about who can read the rows by SQL, or download the file they are in."""
     instance = get_instance(datasette)
-    return [
-        warning
-        for name in config.exposed_names(datasette)
-        for warning in await _exposure(datasette, instance, name)
-    ]
-
-
-async def _exposure(datasette: Datasette, instance: Instance, name: str) -> list[str]:
-    doors = [("execute-sql", name, "run SQL in")]
-    if datasette.crossdb:
-        doors.append(("execute-sql", "_memory", "run SQL across databases, and so in"))
-    # Datasette offers a file for download only while nothing can write to it.
-    if not instance.db.is_mutable and datasette.setting("allow_download"):
-        doors.append(("view-database-download", name, "download"))
+    doors = []
+    for name in config.exposed_names(datasette):
+        doors.append(("execute-sql", name, f"run SQL in the database '{name}'"))
+        if datasette.crossdb:
+            can = f"run SQL across databases, and so in the database '{name}'"
+            doors.append(("execute-sql", "_memory", can))
+        # Datasette offers a file for download only while nothing can write to it.
+        if not instance.db.is_mutable and datasette.setting("allow_download"):
+            can = f"download the database '{name}'"
+            doors.append(("view-database-download", name, can))
     warnings = []
     for action, database, can in doors:
         for who, actor in (
             ("anyone, without signing in,", None),
             ("anyone who is signed in", {"id": "datasette-secrets:nobody"}),
         ):
-            if await datasette.allowed(
-                action=action, resource=DatabaseResource(database), actor=actor
-            ):
+            resource = DatabaseResource(database)
+            if await datasette.allowed(action=action, resource=resource, actor=actor):
                 warnings.append(
-                    f"{who} can {can} the database '{name}', and so see names, notes, "
-                    "times, actors and ciphertext of the secrets: keep them in the "
-                    f"internal database alone, or restrict '{action}' on '{database}'"
+                    f"{who} can {can}, and so see names, notes, times, actors and "
+                    "ciphertext of the secrets: keep them in the internal database alone, "
+                    f"or restrict '{action}' on '{database}'"
                 )
                 break
     return warnings
@@ -342,8 +309,7 @@ def why_read_only(instance: Instance) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class KeyRow:
+class KeyRow(NamedTuple):
     """A master key, and how many versions it wraps."""
 
     key_id: str
@@ -358,8 +324,8 @@ def key_rows(census: rotation.Census, sources: Mapping[str, str]) -> list[KeyRow
     """The keys of the ring, newest first, then those that rows need and it lacks."""
     return [
         KeyRow(
-            key_id=key_id,
-            source=sources.get(key_id, ""),
+            key_id,
+            sources.get(key_id, ""),
             is_primary=key_id == census.primary,
             is_configured=key_id in census.ring,
             is_removable=key_id in census.removable,
@@ -372,3 +338,7 @@ def key_rows(census: rotation.Census, sources: Mapping[str, str]) -> list[KeyRow
 def count_versions(number: int) -> str:
     """`1 version`, `2 versions`."""
     return f"{number:,} version{'' if number == 1 else 's'}"
+
+
+def _needing(number: int, adverb: str = "") -> str:
+    return f"{count_versions(number)} {adverb}need{'s' if number == 1 else ''}"
