@@ -159,7 +159,7 @@ class DatabaseCommand(Command):
             ) from None
         # Nobody listens to events here. Datasette, which takes a table that the VACUUM of
         # another process has moved for one that was renamed, would fail to send one.
-        datasette.track_event = _track_nothing  # type: ignore[method-assign]
+        datasette.track_event = track_nothing  # type: ignore[method-assign]
         return datasette
 
     def _require_file(self, option: str, path: str, create: bool, way_out: str) -> None:
@@ -226,7 +226,7 @@ async def stored_versions(datasette: Datasette, name: str) -> list[store.Version
     return versions
 
 
-async def _track_nothing(event: object) -> None:
+async def track_nothing(event: object) -> None:
     pass
 
 
