@@ -14,6 +14,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING
 from urllib.parse import quote, quote_plus
 
@@ -77,8 +78,8 @@ async def check_new(
 ) -> CheckResult:
     """Run the check on a value that is to be stored, unless it is rejected.
 
-    Only a rejection is logged here. Log the other outcomes once the value is stored. Raises InvalidSecret where there is no check, and what
-    `service.check_settable` raises.
+    Only a rejection is logged here. Log the other outcomes once the value is stored.
+    Raises InvalidSecret where there is no check, and what `check_settable` raises.
     """
     secret = await find_check(datasette, name)
     await service.check_settable(datasette, name)
@@ -117,16 +118,11 @@ async def run_check(
     if secret.check is None:
         return CheckResult("unknown", "No plugin registered a check")
     check = secret.check
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[CheckResult] = loop.create_future()
-
-    def settle(result: CheckResult) -> None:
-        if not answer.done():
-            answer.set_result(result)
+    answer: Future[CheckResult] = Future()
 
     def deliver(result: CheckResult) -> None:
-        with contextlib.suppress(RuntimeError):  # nobody waits: the loop was closed
-            loop.call_soon_threadsafe(settle, result)
+        with contextlib.suppress(InvalidStateError):  # it came before, or nobody waits
+            answer.set_result(result)
 
     def run_in_this_thread() -> None:
         try:
@@ -137,7 +133,7 @@ async def run_check(
     thread_name = f"check of {secret.name}"
     threading.Thread(target=run_in_this_thread, name=thread_name, daemon=True).start()
     try:
-        return await asyncio.wait_for(answer, seconds)
+        return await asyncio.wait_for(asyncio.wrap_future(answer), seconds)
     except asyncio.TimeoutError:
         said = f"The check did not answer within {seconds:g} seconds"
         return CheckResult("unknown", said)

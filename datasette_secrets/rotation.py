@@ -258,7 +258,7 @@ async def rotate(
     primary = ring.primary.id
     report = Rotation(dry_run, primary=primary)
 
-    def rows_to_change(but_key_id: str | None) -> AsyncIterator[store.Rows]:
+    def rows_to_change(but_key_id: str | None) -> AsyncIterator[list[store.Row]]:
         return batches(instance, batch_size, but_key_id, wraps_only=not new_data_keys)
 
     def prove(row: store.Row) -> None:
@@ -329,7 +329,7 @@ class Rewriting:
     _log_id: int | None = None
 
     async def run(
-        self, batches: AsyncIterator[store.Rows], progress: Progress | None
+        self, batches: AsyncIterator[list[store.Row]], progress: Progress | None
     ) -> dict[int, Problem]:
         """Rewrite these rows; by its id the problem of each that was left.
 
@@ -388,7 +388,7 @@ async def batches(
     *,
     legacy_only: bool = False,
     wraps_only: bool = False,
-) -> AsyncIterator[store.Rows]:
+) -> AsyncIterator[list[store.Row]]:
     """All rows that hold a value, in the order of their ids; parameters as `rows_from`."""
     row_id = -(2**63)
     while row_id < 2**63 and (
@@ -402,7 +402,7 @@ async def batches(
         )
     ):
         yield rows
-        row_id = rows.last_id + 1
+        row_id = rows[-1].id + 1
 
 
 def rewritten(

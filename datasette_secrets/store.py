@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .changes import Changing
@@ -120,27 +119,6 @@ class LastUse(NamedTuple):
     at: str | None = None
     by: str | None = None
     version: object = None
-
-
-class Rows:
-    """Rows in the order of their ids, each made into a `Row` when it is looked at.
-
-    Thousands of those alive at once would cost the garbage collector more than the read.
-    """
-
-    def __init__(self, rows: list[tuple[Any, ...]]) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[Row]:
-        # `Row._make` without its check of the length.
-        return map(partial(tuple.__new__, Row), self._rows)
-
-    @property
-    def last_id(self) -> int:
-        return int(self._rows[-1][0])
 
 
 #: A row as it was read, and the envelope that is to be written over it.
@@ -440,7 +418,7 @@ async def rows_from(
     but_key_id: str | None = None,
     legacy_only: bool = False,
     wraps_only: bool = False,
-) -> Rows:
+) -> list[Row]:
     """Up to `limit` rows that hold a value, from id `row_id` on.
 
     `but_key_id`: leave out those wrapped by that key. No key wraps a row of 0.x, whatever
@@ -454,21 +432,23 @@ async def rows_from(
     if legacy_only:
         where += f" and {_NO_ENVELOPE}"
     sql = _select_rows(f"{where} order by id limit :limit", wraps_only=wraps_only)
-    return Rows(await _fetch(db, sql, parameters))
+    return list(map(Row._make, await _fetch(db, sql, parameters)))
 
 
-def legacy_rows(conn: sqlite3.Connection) -> Rows:
+def legacy_rows(conn: sqlite3.Connection) -> list[Row]:
     """All rows of 0.x that hold a value."""
-    return Rows(_select(conn, _select_rows(f"{_NO_ENVELOPE} order by id"), {}))
+    return list(
+        map(Row._make, _select(conn, _select_rows(f"{_NO_ENVELOPE} order by id"), {}))
+    )
 
 
 async def rows_with_ids(
     db: Database, ids: list[int], *, wraps_only: bool = False
-) -> Rows:
+) -> list[Row]:
     """Those of these rows that hold a value. `wraps_only`: as in `rows_from`."""
     where = f"{_IDS} order by id"
     sql = _select_rows(where, wraps_only=wraps_only)
-    return Rows(await _fetch(db, sql, {"ids": json.dumps(ids)}))
+    return list(map(Row._make, await _fetch(db, sql, {"ids": json.dumps(ids)})))
 
 
 def _select_rows(where: str, *, wraps_only: bool = False) -> str:

@@ -63,7 +63,7 @@ async def upgrade(
     report = Upgrade(dry_run)
     found: dict[int, tuple[str, object]] = {}
 
-    async def legacy_rows() -> AsyncIterator[store.Rows]:
+    async def legacy_rows() -> AsyncIterator[list[store.Row]]:
         async for rows in batches(instance, batch_size, legacy_only=True):
             found.update((row.id, (str(row.name), row.version)) for row in rows)
             yield rows
