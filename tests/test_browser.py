@@ -558,7 +558,7 @@ def test_long_names_and_notes_fit_a_phone(visit: Visit, site: Site) -> None:
     page.goto(f"{site.address}/-/secrets/{'L' * 128}")
     page.get_by_label("Note").fill("n" * 100)
     page.get_by_role("button", name="Save").click()
-    expect(message(page)).to_contain_text("Note updated")
+    expect(message(page)).to_contain_text("Note of")
     for path in ("", "/" + "L" * 128, "/" + "L" * 128 + "/-/destroy"):
         page.goto(f"{site.address}/-/secrets{path}")
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

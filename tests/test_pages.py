@@ -329,7 +329,7 @@ async def test_a_blank_value_changes_only_the_note(
         "/KEY", secret=" \r\n ", note="after", expected_version="1"
     )
     assert (saved.status_code, saved.headers["location"]) == (302, "/-/secrets")
-    assert await visitor.messages(saved) == ["Note updated: KEY"]
+    assert await visitor.messages(saved) == ["Note of KEY updated"]
     page = await visitor.get("/KEY")
     assert (
         'value="after"' in page.text
@@ -453,7 +453,7 @@ async def test_two_tabs_that_change_only_the_note_conflict(
     assert field(second, "expected_note") == "of the first tab"
     form["expected_note"] = "of the first tab"
     again = await visitor.post("/KEY", note="of the second tab", **form)
-    assert await visitor.messages(again) == ["Note updated: KEY"]
+    assert await visitor.messages(again) == ["Note of KEY updated"]
 
 
 # Adding one that nobody registered.
@@ -494,7 +494,7 @@ async def test_adding_never_replaces_what_is_there(
         await delete_secret(datasette, "KEY")
     answer = await visitor.post("/-/add", name="KEY", secret=VALUE)
     assert answer.status_code == 409
-    assert "KEY is stored already" in answer.text
+    assert "KEY is already stored" in answer.text
     assert (VALUE in answer.text) is False
     assert rows(await visitor.get())["KEY"] == kept
 
@@ -556,7 +556,7 @@ async def test_saving_neither_a_value_nor_another_note_changes_nothing(
     await set_secret(datasette, "KEY", VALUE, note="a note", actor_id="ann")
     done = await visitor.post("/KEY", secret="  ", note="a note", expected_version="1")
     assert await visitor.messages(done) == [
-        "Nothing to save: enter a value or change the note"
+        "Nothing to save: enter a value, or change the note or the date"
     ]
     listed = await find_secret(datasette, "KEY")
     assert listed is not None

@@ -1,9 +1,9 @@
-// Conveniences on the pages of datasette-secrets: everything works without them. What is
-// typed into a value is looked at for hints, and never leaves the page but in its form.
+// Conveniences on the pages of datasette-secrets. Everything works without them. A typed
+// value is checked for hints, and leaves the page only in its form.
 (() => {
   "use strict";
 
-  // Filter as you type: the server's own page, without loading it anew.
+  // Filter as you type: fetch the server's page and show its list in this one.
   const filter = document.querySelector(".secrets-filter");
   const found = document.getElementById("secrets-found");
   if (filter && found) {
@@ -62,7 +62,7 @@
     try {
       if (value.dataset.looksLike) pattern = new RegExp(value.dataset.looksLike, "u");
     } catch {
-      // A regular expression of Python that is none of JavaScript.
+      // Python accepts some regular expressions that JavaScript does not.
     }
     const about = (text) => {
       if (!text) return "";
@@ -97,7 +97,7 @@
     command.append(button);
   }
 
-  // The button that destroys says how much.
+  // The button that destroys says how many versions are selected.
   for (const button of document.querySelectorAll("[data-secrets-counts]")) {
     const boxes = [...button.form.querySelectorAll("[name=version]")];
     const none = button.value;
@@ -118,8 +118,8 @@
     count();
   }
 
-  // One click, one change. The button that was clicked is part of what is sent, so it is
-  // disabled afterwards.
+  // Two clicks send one form. The clicked button is part of the form, so it is disabled
+  // after the form was sent.
   for (const form of document.querySelectorAll(".secrets-form")) {
     form.addEventListener("submit", () => {
       setTimeout(() => {
@@ -128,7 +128,7 @@
     });
   }
 
-  // A page that the browser keeps for its back button keeps no value.
+  // The browser may keep a page for its back button. The value is cleared first.
   addEventListener("pagehide", () => {
     for (const form of document.querySelectorAll("form.secrets-form")) form.reset();
   });

@@ -12,7 +12,7 @@ from .answer import is_allowed
 from .encryption import rotate_page, upgrade_page
 from .log import log_page
 from .request import LIST
-from .secrets import add_page, list_page, secret_page, set_page
+from .secrets import add_page, list_page, secret_json, secret_page, set_page
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -52,16 +52,17 @@ _SECRET = r"^/-/secrets/(?P<name>[^/]+)/-"
 
 # The more particular come first: the last would take any of them for a secret's name.
 ROUTES = (
-    (r"^/-/secrets(?P<format>\.json)?$", list_page),
+    (r"^/-/secrets(?:\.json)?$", list_page),
     (r"^/-/secrets/-/add$", add_page),
     (r"^/-/secrets/-/rotate$", rotate_page),
     (r"^/-/secrets/-/upgrade$", upgrade_page),
-    (r"^/-/secrets/-/log(?P<format>\.json)?$", log_page),
+    (r"^/-/secrets/-/log(?:\.json)?$", log_page),
     (rf"{_SECRET}/set$", set_page),
     (rf"{_SECRET}/check$", check_page),
     (rf"{_SECRET}/delete$", delete_page),
     (rf"{_SECRET}/restore$", restore_page),
     (rf"{_SECRET}/rollback$", rollback_page),
     (rf"{_SECRET}/destroy$", destroy_page),
-    (r"^/-/secrets/(?P<name>[^/]+?)(?P<format>\.json)?$", secret_page),
+    (r"^/-/secrets/(?P<name>[^/]+?)\.json$", secret_json),
+    (r"^/-/secrets/(?P<name>[^/]+)$", secret_page),
 )

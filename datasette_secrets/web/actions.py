@@ -13,7 +13,7 @@ from datasette.utils.asgi import Response
 from .. import checks, service
 from ..errors import InvalidSecret
 from . import present
-from .answer import Done, as_sentence, form, page
+from .answer import Done, form, page
 from .request import Refused, Visit
 from .secrets import describe, history_rows, show_secret
 
@@ -66,8 +66,7 @@ async def _destroy(visit: Visit) -> Done:
         destroyed=destroyed,
         remains=cleaned.remains,
     )
-    warnings = [as_sentence(cleaned.remains)] if cleaned.remains else []
-    return done._replace(warnings=warnings)
+    return done._replace(warnings=[cleaned.remains])
 
 
 async def _test(visit: Visit) -> Done:
@@ -94,7 +93,9 @@ async def _confirm(action: str, visit: Visit) -> Response:
     earlier = next((row for row in rows if str(row.of.version) in chosen), None)
     can_roll_back = earlier is not None and not earlier.of.is_destroyed
     if action == "rollback" and not can_roll_back and not visit.error:
-        raise Refused(404, f"{visit.name} has no such version to roll back to")
+        raise Refused(
+            404, f"{visit.name} has no such version, or its value was destroyed"
+        )
     return await page(
         visit,
         action,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from datasette.utils import await_me_maybe
 from datasette.utils.asgi import Request, Response
 
-from .. import config, database, health
+from .. import config, database, health, service
 from ..errors import (
     CannotOpen,
     DatabaseUnavailable,
@@ -40,12 +40,15 @@ _HEADINGS = {404: "Not found", 500: "Something went wrong", 503: "Not available"
 
 
 class Done(NamedTuple):
-    """What a change did: a message and a page for a browser, an object for a program."""
+    """What a change did: a message and a page for a browser, an object for a program.
+
+    `warnings`: sentences without a full stop; empty ones are left out.
+    """
 
     message: str
     url: str
     content: dict[str, Any]
-    warnings: Sequence[str] = ()
+    warnings: Sequence[str | None] = ()
 
 
 async def is_allowed(datasette: Datasette, actor: dict[str, Any] | None) -> bool:
@@ -71,7 +74,11 @@ def view(*methods: str) -> Callable[[Show], View]:
                 response = await _error(visit, error)
             finally:
                 via.reset(token)
-            return _uncached(response)
+            for name in list(response.headers):
+                if name.lower() == "cache-control":
+                    del response.headers[name]
+            response.headers |= {"Cache-Control": "no-store", "X-Frame-Options": "DENY"}
+            return response
 
         return guarded
 
@@ -122,18 +129,9 @@ async def change(visit: Visit, show: Show, perform: Perform, *fields: str) -> Re
     if visit.wants_json:
         return json_response(done.content)
     visit.datasette.add_message(visit.request, done.message)
-    for warning in done.warnings:
+    for warning in map(as_sentence, filter(None, done.warnings)):
         visit.datasette.add_message(visit.request, warning, visit.datasette.WARNING)
-    response: Response = Response.redirect(done.url)
-    return response
-
-
-def _uncached(response: Response) -> Response:
-    for name in [name for name in response.headers if name.lower() == "cache-control"]:
-        del response.headers[name]
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Frame-Options"] = "DENY"
-    return response
+    return Response.redirect(done.url)  # type: ignore[no-any-return]
 
 
 async def _forbidden(visit: Visit) -> Response:
@@ -144,8 +142,9 @@ async def _forbidden(visit: Visit) -> Response:
     if not visit.wants_json:
         if not visit.request.actor:
             message += (
-                ". You are not signed in. Sign in as an actor who has it, or start "
-                "Datasette with --root and open the link that it prints"
+                ". You are not signed in. Sign in as an actor who has this "
+                "permission, or start Datasette with --root and open the link that it "
+                "prints"
             )
         for answer in pm.hook.forbidden(
             datasette=visit.datasette, request=visit.request, message=message
@@ -153,14 +152,15 @@ async def _forbidden(visit: Visit) -> Response:
             response: Response | None = await await_me_maybe(answer)
             if response is not None:
                 return response
-    return _json_error(message, 403)
+    return Response.error(message, 403)  # type: ignore[no-any-return]
 
 
 async def _error(visit: Visit, error: Exception) -> Response:
     visit.status, visit.error = await _explain(visit, error)
     headers = getattr(error, "headers", None) or {}
     if visit.wants_json:
-        return _json_error(visit.error, visit.status, headers)
+        error_json = Response.error(visit.error, visit.status, headers=headers)
+        return error_json  # type: ignore[no-any-return]
     heading = _HEADINGS.get(visit.status, "Not done")
     try:
         response = await page(visit, "error", heading=heading)
@@ -223,32 +223,24 @@ async def page(
             "missing_configuration": instance.settings.missing,
             "is_temporary": database.is_temporary(instance.db),
             "read_only": health.why_read_only(instance),
+            "name_max": service.NAME_MAX_CHARACTERS,
+            "note_max": service.NOTE_MAX_CHARACTERS,
             **context,
         },
         request=visit.request,
     )
-    response: Response = Response.html(html, status=visit.status)
-    return response
+    return Response.html(html, status=visit.status)  # type: ignore[no-any-return]
 
 
 def json_response(content: dict[str, Any]) -> Response:
     """What was asked for or done, as a JSON object."""
-    response: Response = Response.json({"ok": True, **content})
-    return response
-
-
-def _json_error(
-    sentence: str, status: int, headers: dict[str, str] | None = None
-) -> Response:
-    """A refusal in the form of Datasette's JSON API."""
-    response: Response = Response.error(sentence, status, headers=headers)
-    return response
+    return Response.json({"ok": True, **content})  # type: ignore[no-any-return]
 
 
 def not_allowed(*methods: str) -> Refused:
     """The refusal of another method than these."""
     allow = ", ".join(methods)
-    return Refused(405, f"This address takes {allow} only", {"Allow": allow})
+    return Refused(405, f"This address accepts {allow} only", {"Allow": allow})
 
 
 def as_sentence(text: str) -> str:

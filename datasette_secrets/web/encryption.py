@@ -8,7 +8,7 @@ from datasette.utils.asgi import Response
 
 from .. import health, rotation, serialize, store, upgrade
 from ..errors import MissingExtra
-from .answer import Done, as_sentence, form, page
+from .answer import Done, form, page
 from .request import Refused, Visit
 
 #: What a page rotates or upgrades while somebody waits for it; more is for the shell.
@@ -66,12 +66,11 @@ def _done(
     done: str,
     content: dict[str, Any],
 ) -> Done:
-    warnings = []
-    if report.problems:
-        left = health.count_versions(len(report.problems))
-        warnings.append(as_sentence(f"{left} left: {_problems(report.problems)}"))
-    if report.clean_up and report.clean_up.remains:
-        warnings.append(as_sentence(report.clean_up.remains))
+    left = health.count_versions(len(report.problems))
+    warnings = [
+        f"{left} not changed: {_problems(report.problems)}" if report.problems else "",
+        report.clean_up and report.clean_up.remains,
+    ]
     message = f"{health.count_versions(report.changed)} {done}"
     content |= serialize.outcome_json(report)
     return Done(message, visit.list_url, content, warnings)
@@ -85,11 +84,10 @@ async def _show_rotate(visit: Visit) -> Response:
     touched: list[store.Version] = []
     problems: list[rotation.Problem] = []
     if 0 < to_rewrap <= VERSIONS_MAX:
-        if not health.why_read_only(instance):
-            report = await rotation.rotate(
-                visit.datasette, dry_run=True, batch_size=_BATCH_SIZE
-            )
-            problems = report.problems
+        report = await rotation.rotate(
+            visit.datasette, dry_run=True, batch_size=_BATCH_SIZE
+        )
+        problems = report.problems
         stuck = {(problem.name, problem.version) for problem in problems}
         touched = [
             version

@@ -15,7 +15,7 @@ PAGE_SIZE = 100
 async def log_page(visit: Visit) -> Response:
     """`/-/secrets/-/log` and `.json`, newest first; `?name=` for one secret."""
     name, start = visit.argument("name"), visit.argument("_next")
-    before = whole_number(start, digits=18)
+    before = whole_number(start)
     if start and before is None:
         raise Refused(400, "_next must be a whole number")
     entries = await changes.entries(

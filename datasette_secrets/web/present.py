@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from datasette.utils import tilde_encode
 
-from .. import config, listing, registry, serialize
+from .. import listing, registry, serialize
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -18,18 +18,15 @@ if TYPE_CHECKING:
     from .request import Visit
 
 
-class Moment(NamedTuple):
-    """A time: `relative` for the eye, `exact` for the rest, `iso` for machines."""
+class Stamp(NamedTuple):
+    """A time, and the name of who did something then, if known.
+
+    `relative` for the eye, `exact` for the rest, `iso` for machines.
+    """
 
     relative: str
     exact: str
     iso: str
-
-
-class Stamp(NamedTuple):
-    """When something happened, and the name of who did it, if known."""
-
-    at: Moment | None
     by: str | None
 
 
@@ -72,35 +69,7 @@ class Presenter:
     obtain_url = staticmethod(serialize.obtain_url)
     is_due = staticmethod(listing.is_due)
     example = registry.EXAMPLE
-    labels = {  # noqa: RUF012
-        "stored": "Stored",
-        "environment": "Environment",
-        "not-set": "Not set",
-        "deleted": "Deleted",
-        "destroyed": "Destroyed",
-        "needs-upgrade": "Needs upgrade",
-        "needs-key": "Master key missing",
-    }
-    actions = {  # noqa: RUF012
-        "set-secret": "Saved",
-        "set-note": "Changed the note of",
-        "set-renew-by": "Changed the renewal date of",
-        "delete-secret": "Deleted",
-        "restore-secret": "Restored",
-        "destroy-secret": "Destroyed",
-        "check-secret": "Tested",
-        "get-secret": "Read in the shell",
-        "rotate-encryption-key": "Rotated",
-        "upgrade-secrets": "Upgraded",
-    }
-    doors = {  # noqa: RUF012
-        "page": "page",
-        "api": "JSON API",
-        "shell": "shell",
-        "plugin": "plugin",
-        "start": "start of the server",
-    }
-    outcomes = {  # noqa: RUF012
+    outcomes: ClassVar[dict[str, str]] = {
         "works": "Works",
         "rejected": "Rejected",
         "unknown": "Could not tell",
@@ -110,10 +79,6 @@ class Presenter:
         """The address of a secret's page, or of one of its actions."""
         suffix = f"/-/{action}" if action else ""
         return f"{self.list_url}/{tilde_encode(str(name))}{suffix}"
-
-    def variable(self, name: str) -> str:
-        """The environment variable that overrides what is stored."""
-        return config.ENV_PREFIX + name
 
     def detail(self, entry: changes.Entry) -> str:
         """What else is known of a row of the log."""
@@ -126,18 +91,29 @@ class Presenter:
         if "renew_by" in known:
             parts.append(str(known["renew_by"] or "no date"))
         versions = known.get("versions")
-        if isinstance(versions, list):
+        if isinstance(versions, list) and versions != [entry.version]:
             parts.append(enumerate_versions(versions))
-        elif versions is not None:
+        elif isinstance(versions, int):
             parts.append(f"{versions} version{'' if versions == 1 else 's'}")
         if isinstance(known.get("pruned"), list):
             parts.append(f"removed {enumerate_versions(known['pruned'])}")
         return "; ".join(filter(None, parts))
 
-    def stamp(self, at: object, by: object) -> Stamp:
+    def stamp(self, at: object, by: object = None) -> Stamp | None:
         """When and by whom, from two columns. `at`: UTC `YYYY-MM-DD HH:MM:SS` or None."""
-        who = str(by) if by else None
-        return Stamp(_moment(at, self.now), who and self.names.get(who, who))
+        if not at:
+            return None
+        who = self.names.get(str(by), str(by)) if by else None
+        try:
+            time = datetime.datetime.strptime(f"{at} +0000", "%Y-%m-%d %H:%M:%S %z")
+        except ValueError:
+            return Stamp(str(at), str(at), "", who)
+        return Stamp(
+            _ago(int((self.now - time).total_seconds())),
+            time.strftime("%Y-%m-%d %H:%M:%S UTC"),
+            time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            who,
+        )
 
 
 _PEOPLE = ("created_by", "updated_by", "deleted_by", "last_used_by", "actor_id", "by")
@@ -164,20 +140,6 @@ async def actor_names(datasette: Datasette, ids: set[str]) -> dict[str, str]:
         }
     except Exception:  # another plugin's hook: its failure costs names, not the page
         return {}
-
-
-def _moment(at: object, now: datetime.datetime) -> Moment | None:
-    if not at:
-        return None
-    try:
-        time = datetime.datetime.strptime(f"{at} +0000", "%Y-%m-%d %H:%M:%S %z")
-    except ValueError:
-        return Moment(str(at), str(at), "")
-    return Moment(
-        _ago(int((now - time).total_seconds())),
-        time.strftime("%Y-%m-%d %H:%M:%S UTC"),
-        time.strftime("%Y-%m-%dT%H:%M:%SZ"),
-    )
 
 
 def _ago(seconds: int) -> str:

@@ -202,7 +202,7 @@ class Visit:
         listed = await listing.find_secret(self.datasette, self.name)
         if listed is None:
             raise Refused(
-                404, "No plugin registered a secret of this name, and none is stored"
+                404, "No secret has this name: none is registered, and none is stored"
             )
         return listed
 
@@ -213,9 +213,9 @@ def with_arguments(url: str, **arguments: object) -> str:
     return f"{url}?{urlencode(given)}" if given else url
 
 
-def whole_number(text: str, digits: int = 16) -> int | None:
+def whole_number(text: str) -> int | None:
     """The number that these ASCII digits are; None for anything else."""
-    is_number = text.isascii() and text.isdigit() and len(text) <= digits
+    is_number = text.isascii() and text.isdigit() and len(text) < 19
     return int(text) if is_number else None
 
 
@@ -227,8 +227,8 @@ async def read(visit: Visit, *fields: str) -> Body:
     """
     sent = _parse(visit.media_type, await _read(visit.request))
     if not sent.is_form and not sent.has_only(*fields):
-        known = ", ".join(fields) or "none"
-        raise Refused(400, f"The object has an unknown key; known: {known}")
+        known = ", ".join(fields) or "no keys"
+        raise Refused(400, f"The object has an unknown key. It can have {known}")
     return sent
 
 
@@ -243,20 +243,20 @@ async def _read(request: Request) -> bytes:
 
 @without_frames
 def _parse(kind: str, raw: bytes) -> Body:
-    if kind == _JSON:
-        return _parse_json(raw)
-    if kind == _FORM:
-        return _parse_form(raw)
     if not raw and not kind:
         return Body()
-    raise Refused(400, f"The body must be {_JSON} or {_FORM}")
-
-
-def _parse_json(raw: bytes) -> Body:
+    if kind not in (_JSON, _FORM):
+        raise Refused(400, f"The body must be {_JSON} or {_FORM}")
     try:
-        sent = json.loads(raw.decode("utf-8"))
+        text = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise Refused(400, "The body is not valid UTF-8") from None
+    return _parse_json(text) if kind == _JSON else _parse_form(text)
+
+
+def _parse_json(text: str) -> Body:
+    try:
+        sent = json.loads(text)
     except (ValueError, RecursionError):
         raise Refused(400, "The body is not valid JSON") from None
     if not isinstance(sent, dict):
@@ -269,18 +269,14 @@ def _parse_json(raw: bytes) -> Body:
     )
 
 
-def _parse_form(raw: bytes) -> Body:
+def _parse_form(text: str) -> Body:
     try:
         pairs = parse_qsl(
-            raw.decode("utf-8"),
-            keep_blank_values=True,
-            errors="strict",
-            max_num_fields=_FIELDS_MAX,
+            text, keep_blank_values=True, errors="strict", max_num_fields=_FIELDS_MAX
         )
-    except UnicodeDecodeError:
-        raise Refused(400, "The form is not valid UTF-8") from None
     except ValueError:
-        raise Refused(400, "The form has too many fields") from None
+        sentence = "The form is not valid UTF-8, or has too many fields"
+        raise Refused(400, sentence) from None
     fields: dict[str, list[Any]] = {}
     for name, value in pairs:  # browsers send CRLF, whatever was typed
         fields.setdefault(name, []).append(value.replace("\r\n", "\n"))

@@ -24,16 +24,7 @@ from ..envelope import Plaintext
 from ..errors import InvalidSecret, VersionConflict
 from ..registry import CheckResult
 from . import present
-from .answer import (
-    Done,
-    as_sentence,
-    change,
-    form,
-    json_response,
-    not_allowed,
-    page,
-    view,
-)
+from .answer import Done, as_sentence, form, json_response, page, view
 from .request import Refused, Visit, whole_number, with_arguments
 
 PAGE_SIZE = 100
@@ -57,9 +48,7 @@ async def list_page(visit: Visit) -> Response:
         after=visit.argument("_next"),
         size=PAGE_SIZE,
     )
-    shown = (
-        *(*sections.urgent, *sections.waiting, *sections.others, *sections.removed),
-    )
+    shown = sections.urgent + sections.waiting + sections.others + sections.removed
     census = await rotation.census(visit.datasette)
 
     def url_of_page(after: str | None) -> str | None:
@@ -122,21 +111,13 @@ async def _list_json(visit: Visit) -> Response:
     )
 
 
-_SET_FIELDS = ("value", "note", "renew_by", "check", "expected_version")
+@view("GET")
+async def secret_json(visit: Visit) -> Response:
+    """`GET /-/secrets/NAME.json`"""
+    return await _json_of_secret(visit)
 
 
-@view("GET", "POST")
-async def secret_page(visit: Visit) -> Response:
-    """`GET /-/secrets/NAME` and `.json`; `POST` stores what its form holds."""
-    if visit.method == "GET":
-        return await (_secret_json if visit.wants_json else show_secret)(visit)
-    if visit.request.url_vars.get("format"):
-        raise not_allowed("GET")
-    await visit.secret()
-    return await change(visit, show_secret, _store, *_SET_FIELDS)
-
-
-async def _secret_json(visit: Visit) -> Response:
+async def _json_of_secret(visit: Visit) -> Response:
     secret = await visit.secret()
     past = await changes.past(visit.instance.db, visit.name)
     versions = await store.history(visit.instance.db, visit.name)
@@ -155,10 +136,13 @@ async def _secret_json(visit: Visit) -> Response:
 
 async def show_secret(visit: Visit) -> Response:
     """The page of a secret."""
+    if visit.wants_json:
+        return await _json_of_secret(visit)
     secret = await visit.secret()
     rows = await history_rows(visit)
     start = min(whole_number(visit.argument("_start")) or 0, max(0, len(rows) - 1))
     end = start + PAGE_SIZE
+    shown = rows[start:end]
     log = await changes.entries(visit.instance.db, name=visit.name, limit=LOG_ROWS)
     return await page(
         visit,
@@ -166,23 +150,17 @@ async def show_secret(visit: Visit) -> Response:
         [
             secret.used,
             *log,
-            *(seen for row in rows for seen in (row.of, row.destroyed)),
+            *(each for row in shown for each in (row.of, row.destroyed)),
         ],
         secret=secret,
-        rows=rows[start:end],
+        rows=shown,
         newest_row=rows[0] if rows else None,
         stored=len(rows),
-        newer_url=with_arguments(visit.secret_url, _start=max(0, start - PAGE_SIZE))
-        if start
-        else None,
-        older_url=with_arguments(visit.secret_url, _start=end)
-        if end < len(rows)
-        else None,
+        newer=max(0, start - PAGE_SIZE) if start else None,
+        older=end if end < len(rows) else None,
         typed=_typed(visit, secret.newest),
         log=log,
-        log_url=with_arguments(f"{visit.list_url}/-/log", name=visit.name),
         can_check=bool(secret.registered and secret.registered.check),
-        note_max=service.NOTE_MAX_CHARACTERS,
         census=await rotation.census(visit.datasette),
         can_destroy=any(not row.of.is_destroyed for row in rows),
         can_roll_back=any(row.state == "stored" for row in rows[1:]),
@@ -250,16 +228,16 @@ async def _store(visit: Visit) -> Done:
         await checks.log(visit.datasette, name, version, checked, visit.actor_id)
         message += f". {describe(checked)}"
         content |= {"check": checked.outcome, "message": checked.message}
-    return Done(message, visit.list_url, content, _overridden(visit, name))
+    return Done(message, visit.list_url, content, [_overridden(visit, name)])
 
 
 async def _set_details(visit: Visit) -> Done:
     name, sent, details = visit.name, visit.sent, visit.sent.details()
     if not (details or (sent.is_form and sent.has("note"))):
-        raise InvalidSecret(f"{name} needs a value, a note, or both")
+        raise InvalidSecret(f"{name} needs a value, a note or a renewal date")
     stored = (await listing.secret_state(visit.datasette, name)).version
     if stored is None:
-        raise InvalidSecret(f"{name} needs a value: none is stored yet")
+        raise InvalidSecret(f"{name} needs a value, because none is stored yet")
     version, changed = await service.set_details(
         visit.datasette,
         name,
@@ -272,9 +250,12 @@ async def _set_details(visit: Visit) -> Done:
             if sent.has(f"expected_{each}")
         },
     )
-    message = "Nothing to save: enter a value or change the note"
+    message = "Nothing to save: enter a value, or change the note or the date"
     if changed:
-        message = f"{'Note' if 'note' in changed else 'Date'} updated: {name}"
+        what = " and ".join(
+            each.replace("renew_by", "renewal date") for each in changed
+        )
+        message = f"{what.capitalize()} of {name} updated"
     return Done(message, visit.list_url, {"name": name, "version": version})
 
 
@@ -304,12 +285,12 @@ def describe(result: CheckResult) -> str:
     return present.Presenter.outcomes[result.outcome] + said
 
 
-def _overridden(visit: Visit, name: str) -> list[str]:
+def _overridden(visit: Visit, name: str) -> str:
     """The warning after a value was stored that the environment overrides."""
     if visit.instance.environment_value(name) is None:
-        return []
+        return ""
     variable = config.ENV_PREFIX + name
-    return [f"Stored, but plugins still read the environment variable {variable}."]
+    return f"Stored, but plugins still read the environment variable {variable}"
 
 
 async def _add(visit: Visit) -> Done:
@@ -322,8 +303,8 @@ async def _add(visit: Visit) -> Done:
         if twin is not None:
             raise Refused(
                 409,
-                f"Not added: {twin} already exists, and differs only in upper and lower "
-                "case. Plugins read a secret by its exact name. If you want both, say so "
+                f"Not added: {twin} already exists, and the names differ only in case. "
+                "Plugins read a secret by its exact name. To add it anyway, tick the box "
                 "below the name and enter the value again",
             )
     try:
@@ -336,10 +317,10 @@ async def _add(visit: Visit) -> Done:
             **visit.sent.details(),
         )
     except VersionConflict:
-        sentence = f"{name} is stored already: change it on its own page"
+        sentence = f"{name} is already stored. Change it on its own page"
         raise Refused(409, sentence) from None
     content = {"name": name, "version": version}
-    warnings = _overridden(visit, name)
+    warnings = [_overridden(visit, name)]
     return Done(f"Secret {name} added", visit.list_url, content, warnings)
 
 
@@ -350,13 +331,15 @@ async def _show_add(visit: Visit) -> Response:
         "add",
         typed=typed,
         twin=typed["name"] and await listing.case_twin(visit.datasette, typed["name"]),
-        name_max=service.NAME_MAX_CHARACTERS,
-        note_max=service.NOTE_MAX_CHARACTERS,
         census=await rotation.census(visit.datasette),
     )
 
 
-set_page = form(show_secret, _store, *_SET_FIELDS, methods=["POST"])
+_FIELDS = ("value", "note", "renew_by", "check", "expected_version")
+secret_page = form(
+    show_secret, _store, *_FIELDS, of_secret=True, refuses_programs=False
+)
+set_page = form(show_secret, _store, *_FIELDS, methods=["POST"])
 add_page = form(
     _show_add, _add, "name", "secret", "note", "renew_by", refuses_programs=False
 )
