@@ -112,6 +112,23 @@ async def test_a_plugin_that_cannot_read_its_secret_loses_only_its_links(
     assert f"the links of {__name__} are left out: A version 1" in said[0]
 
 
+async def test_each_secret_of_a_plugin_is_named_once(
+    served: Datasette, broken: Datasette, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asking(name: str) -> Any:
+        async def links(datasette: Datasette) -> Any:
+            await get_secret(datasette, name)
+
+        return links
+
+    await set_secret(served, "B", "another value")
+    with plugin("table_actions", asking("A")), plugin("row_actions", asking("B")):
+        for path in ("/data/t", "/data/t/1") * 2:
+            assert (await look(broken, path, as_root=True)).status_code == 200
+    said = [line for line in capsys.readouterr().err.splitlines() if "links" in line]
+    assert [line.split(" are left out: ")[1][0] for line in said] == ["A", "B"]
+
+
 async def test_a_plugin_that_can_read_its_secret_keeps_its_links(
     served: Datasette,
 ) -> None:
