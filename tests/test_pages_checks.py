@@ -172,3 +172,25 @@ async def test_a_date_is_changed_and_cleared_without_a_value(visitor: Visitor) -
     assert await renew_by() == "2033-01-02"
     await post_json(visitor, "/KEY/-/set", {"value": GOOD})
     assert await renew_by() is None
+
+
+async def test_a_conflict_shows_what_is_stored_now_where_nothing_was_typed(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    def field(page: Any, name: str) -> str:
+        return str(re.findall(rf'name="{name}"[^>]* value="([^"]*)"', page.text)[0])
+
+    await set_secret(datasette, "KEY", GOOD, note="old", renew_by="2031-01-02")
+    shown = {"expected_version": "1", "expected_note": "old"}
+    shown |= {
+        "expected_renew_by": "2031-01-02",
+        "note": "old",
+        "renew_by": "2031-01-02",
+    }
+    await set_secret(datasette, "KEY", GOOD, note="new")
+    late = await visitor.post("/KEY", secret=BAD, **shown)
+    assert (late.status_code, BAD in late.text) == (409, False)
+    assert (field(late, "note"), field(late, "renew_by")) == ("new", "")
+    assert field(late, "expected_renew_by") == ""
+    late = await visitor.post("/KEY", secret=BAD, **{**shown, "renew_by": "2032-01-02"})
+    assert (field(late, "note"), field(late, "renew_by")) == ("new", "2032-01-02")
