@@ -22,7 +22,7 @@ from click.core import ParameterSource
 from datasette.cli import cli
 from datasette.utils import BadMetadataError
 
-from .. import database, registry, store
+from .. import database, inspection, registry, store
 from ..errors import DatabaseUnavailable, printable
 from ..events import via
 from ..instance import get_instance, stop
@@ -200,6 +200,8 @@ async def require_name(
     A similar name that exists is printed, but never what was typed.
     """
     instance = get_instance(datasette)
+    if can_be_new:
+        await inspection.require_own(instance.db)
     known = await store.names(instance.db)
     known |= {each.name for each in await registry.get_secrets(datasette)}
     if name in known or instance.environment_value(name) is not None:
