@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 VACUUM_MAX_BYTES = 50_000_000
 
-
 T = TypeVar("T")
 
 
@@ -45,9 +44,6 @@ class CleanUp(NamedTuple):
     litestream: bool = False
 
 
-_NOT_UTF8 = "The name of a secret is valid UTF-8: no half of a surrogate pair"
-
-
 async def read(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
     """`fn(conn)` on a connection of Datasette's, in a thread.
 
@@ -58,17 +54,13 @@ async def read(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
         try:
             return await db.execute_fn(fn)  # type: ignore[no-any-return]
         except sqlite3.OperationalError as error:
-            if not _wants_writer(error) or not db.is_mutable:
+            if not str(error).startswith(_WANTS_WRITER) or not db.is_mutable:
                 raise
         # Shared-cache memory that is locked, or a journal that a killed writer left: the
         # write connection waits its turn, and may roll the journal back.
         return await db.execute_write_fn(fn, transaction=False)  # type: ignore[no-any-return]
-    except sqlite3.DatabaseError as error:
-        raise unavailable(error, "read") from None
-    except UnicodeDecodeError:  # SQLite quotes a damaged schema in its error
-        raise unavailable(_damaged(), "read") from None
-    except UnicodeEncodeError:
-        raise InvalidSecret(_NOT_UTF8) from None
+    except (sqlite3.DatabaseError, UnicodeError) as error:
+        raise _explained(error, "read") from None
 
 
 async def write(db: Database, fn: Callable[..., T]) -> T:
@@ -101,14 +93,8 @@ async def write(db: Database, fn: Callable[..., T]) -> T:
         outcome = await db.execute_write_fn(in_transaction, transaction=False)
     except sqlite3.DatabaseError as error:
         outcome = error
-    if isinstance(outcome, UnicodeDecodeError):
-        outcome = _damaged()
-    if isinstance(outcome, sqlite3.DatabaseError):
-        raise unavailable(outcome, "written") from None
-    if isinstance(outcome, UnicodeEncodeError):
-        raise InvalidSecret(_NOT_UTF8)
     if isinstance(outcome, Exception):
-        raise outcome
+        raise _explained(outcome, "written") from None
     return outcome  # type: ignore[no-any-return]
 
 
@@ -203,49 +189,46 @@ def tables_out_of_reach(
         conn.set_authorizer(lambda *_: sqlite3.SQLITE_OK)
 
 
-def result_code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code. Python 3.10 does not tell it: then, by the message."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is not None:
-        return int(code) & 0xFF
-    for text, known in _CODES.items():
-        if str(error).startswith(text):
-            return known
-    return 1
-
-
-BUSY, LOCKED, _READONLY, _FULL, _CORRUPT, _CANTOPEN, _NOTADB = 5, 6, 8, 13, 11, 14, 26
-
-
-_CODES = {
-    "database table is locked": LOCKED,
-    "database schema is locked": LOCKED,
-    "database is locked": BUSY,
-    "attempt to write a readonly database": _READONLY,
-    "database or disk is full": _FULL,
-    "database disk image is malformed": _CORRUPT,
-    "unable to open": _CANTOPEN,
-    "file is not a database": _NOTADB,
-}
-
-
+# SQLite's messages, by how they begin: Python 3.10 does not tell the codes.
+_LOCKED = ("database table is locked", "database schema is locked")
+_WANTS_WRITER = (*_LOCKED, "attempt to write a readonly database")
+_DAMAGED = "database disk image is malformed"
 _CAUSES = {
-    BUSY: "another process holds its lock: try again when that has finished",
-    LOCKED: "another connection holds its lock: try again when that has finished",
-    _READONLY: "it is read-only: check the permissions of the file and its folder",
-    _FULL: "the disk is full: make room and try again",
-    _CORRUPT: "it is damaged: restore it from a backup",
-    _CANTOPEN: "it cannot be opened: check the path and its permissions",
-    _NOTADB: "it is not a SQLite database",
+    ("database is locked",): "another process holds its lock: try again when that has "
+    "finished",
+    _LOCKED: "another connection holds its lock: try again when that has finished",
+    (
+        "attempt to write a readonly database",
+    ): "it is read-only: check the permissions of the file and its folder",
+    ("database or disk is full",): "the disk is full: make room and try again",
+    (_DAMAGED, "malformed database schema"): "it is damaged: restore it from a backup",
+    ("unable to open",): "it cannot be opened: check the path and its permissions",
+    ("file is not a database",): "it is not a SQLite database",
 }
 
 
-def _damaged() -> sqlite3.DatabaseError:
-    return sqlite3.DatabaseError("database disk image is malformed")
+def is_locked(error: Exception) -> bool:
+    """Whether somebody else holds a lock, so that it is worth trying again."""
+    return str(error).startswith(("database is locked", *_LOCKED))
 
 
-def _wants_writer(error: sqlite3.Error) -> bool:
-    return result_code(error) in (LOCKED, _READONLY)
+def _cause(error: sqlite3.Error) -> str:
+    message = str(error)
+    for beginnings, cause in _CAUSES.items():
+        if message.startswith(beginnings):
+            return cause
+    return f"SQLite says: {message}"
+
+
+def _explained(error: Exception, verb: str) -> Exception:
+    """What to raise for an error of a read or a write."""
+    if isinstance(error, UnicodeDecodeError):  # SQLite quotes a damaged schema
+        error = sqlite3.DatabaseError(_DAMAGED)
+    if isinstance(error, sqlite3.DatabaseError):
+        return unavailable(error, verb)
+    if isinstance(error, UnicodeEncodeError):
+        return InvalidSecret("The name of a secret must be valid UTF-8")
+    return error
 
 
 def unavailable(error: sqlite3.Error, verb: str) -> DatabaseUnavailable:
@@ -261,10 +244,6 @@ def not_kept() -> DatabaseUnavailable:
         "it undoes changes, or another process changes the same rows: run 'datasette "
         "secrets status', and try again"
     )
-
-
-def _cause(error: sqlite3.Error) -> str:
-    return _CAUSES.get(result_code(error), f"SQLite says: {error}")
 
 
 def _describe(db: Database) -> str:
@@ -310,8 +289,8 @@ class Reader:
             # All rows are fetched: an open cursor would hold the write-ahead log.
             return conn.execute(sql, parameters).fetchall()
         except (sqlite3.Error, UnicodeError):
-            # Whatever it is, the way through Datasette's threads waits for it, makes
-            # allowances for it (text that is no UTF-8), or says it.
+            # The way through Datasette's threads waits for a lock, reads text that is not
+            # UTF-8, or raises what is wrong.
             return None
         finally:
             self._lock.release()
@@ -362,13 +341,13 @@ async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
     """Remove what deleted and replaced content left in the database's files.
 
     With `vacuum` the file is rewritten; then the write-ahead log, if there is one, is
-    moved into the file and emptied. What could not be done is said, not raised: the
+    moved into the file and emptied. `remains` names what could not be done, since the
     change before it was made all the same.
     """
 
     def clean_up_secrets(conn: sqlite3.Connection) -> CleanUp:
         remains = []
-        log_emptied = True
+        log_emptied = False
         try:
             conn.execute("pragma secure_delete = on").fetchall()
             if vacuum:
@@ -383,14 +362,19 @@ async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
             [(busy, *_)] = conn.execute("pragma wal_checkpoint(truncate)").fetchall()
             log_emptied = not busy
         except sqlite3.DatabaseError as error:
-            log_emptied = False
             remains.append(f"the write-ahead log could not be emptied: {_cause(error)}")
+        query = "select 1 from sqlite_master where name = '_litestream_seq'"
+        path = Path(db.path) if db.path else None
         return CleanUp(
             vacuumed,
             log_emptied,
             "; ".join(remains) or None,
             failed=bool(remains),
-            litestream=_has_litestream(conn, db.path),
+            # Its folder is beside the file, or its tables are in it.
+            litestream=bool(conn.execute(query).fetchall())
+            or (
+                path is not None and path.with_name(f".{path.name}-litestream").exists()
+            ),
         )
 
     # On a connection of its own, outside of Datasette's write hooks: those take a table
@@ -399,16 +383,3 @@ async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
         return await db.execute_isolated_fn(clean_up_secrets)  # type: ignore[no-any-return]
     except sqlite3.DatabaseError as error:
         raise unavailable(error, "cleaned up") from None
-
-
-def _has_litestream(conn: sqlite3.Connection, path: str | None) -> bool:
-    """Whether Litestream's folder is beside the file, or its tables are in it."""
-    if path and Path(path).with_name(f".{Path(path).name}-litestream").exists():
-        return True
-    query = "select 1 from sqlite_master where name = '_litestream_seq'"
-    return bool(conn.execute(query).fetchall())
-
-
-def file_bytes(db: Database) -> int:
-    """The size of the database's file, 0 for one in memory."""
-    return int(db.size)

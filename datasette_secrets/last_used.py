@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from . import store
 from .changes import now
-from .database import BUSY, LOCKED
+from .database import is_locked
 
 if TYPE_CHECKING:
     from datasette.database import Database
@@ -71,17 +71,19 @@ class LastUsedRecorder:
         if queue is not None:
             await queue.flush()
 
-    async def write(self, uses: dict[tuple[int, str | None], str]) -> int:
+    async def write(self, uses: dict[tuple[int, str | None], str]) -> Exception | None:
         """Write the uses, one for each row: the latest second, and its last actor.
 
-        Returns 0, or SQLite's result code where it failed.
+        Returns the error where it failed.
         """
         by_time = sorted(uses.items(), key=itemgetter(1))
         latest = {row_id: (at, actor_id) for (row_id, actor_id), at in by_time}
         try:
             failed = await store.record_uses(self._db, latest, now())
-        except Exception:  # no database, closed, gone or broken, may stop a read here
-            return 1  # The reads themselves raise what is wrong with it.
+        except Exception as error:
+            # No database, closed, gone or broken, may stop a read here. The reads
+            # themselves raise what is wrong with it.
+            return error
         if not failed:
             newest = by_time[-1][1]
             if newest != self._written_at:
@@ -136,7 +138,7 @@ class _Queue:
                 done.set_result(None)
         if failed:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
-            if failed in (BUSY, LOCKED):
+            if is_locked(failed):
                 self._pending = uses | self._pending
 
     def _schedule(self) -> None:

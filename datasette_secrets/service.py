@@ -416,7 +416,7 @@ async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.Clea
 
     `remains` of what it returns names what may be left and what to do about it.
     """
-    is_small = database.file_bytes(instance.db) < database.VACUUM_MAX_BYTES
+    is_small = instance.db.size < database.VACUUM_MAX_BYTES
     vacuum = vacuum or (instance.settings.database is None and is_small)
     done = await database.clean_up(instance.db, vacuum=vacuum)
     remains = [done.remains] if done.remains else []

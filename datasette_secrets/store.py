@@ -18,7 +18,6 @@ from .database import (
     Reader,
     not_kept,
     read,
-    result_code,
     time_limit,
     transaction,
     tuple_cursor,
@@ -492,15 +491,15 @@ def replace_envelopes(
 
 async def record_uses(
     db: Database, uses: Mapping[int, tuple[str, str | None]], now: str
-) -> int:
+) -> sqlite3.Error | None:
     """Write when and by which actor each row was last used, in one short transaction.
 
-    Returns 0, or SQLite's result code where it failed. A later use that another process
+    Returns the error where it failed. A later use that another process
     wrote stays, unless it is later than `now`: then a clock was wrong. Waits 40 ms at
     most for the lock.
     """
 
-    def record_secret_uses(conn: sqlite3.Connection) -> int:
+    def record_secret_uses(conn: sqlite3.Connection) -> sqlite3.Error | None:
         [(timeout,)] = conn.execute("pragma busy_timeout").fetchall()
         conn.execute(f"pragma busy_timeout = {_USE_BUSY_TIMEOUT_MS}").fetchall()
         try:
@@ -514,9 +513,9 @@ async def record_uses(
                         for row_id, (at, actor_id) in uses.items()
                     ],
                 )
-            return 0
+            return None
         except sqlite3.Error as error:
-            return result_code(error)
+            return error.with_traceback(None)
         finally:
             conn.execute(f"pragma busy_timeout = {timeout}").fetchall()
 
