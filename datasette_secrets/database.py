@@ -72,7 +72,7 @@ async def write(db: Database, fn: Callable[..., T]) -> T:
     """
     if not db.is_mutable:
         raise DatabaseUnavailable(f"The database {_describe(db)} is immutable")
-    require_same_file(db, at_once=True)
+    require_same_file(db)
 
     @wraps(fn)
     def in_transaction(
@@ -98,30 +98,28 @@ async def write(db: Database, fn: Callable[..., T]) -> T:
     return outcome  # type: ignore[no-any-return]
 
 
-_files: weakref.WeakKeyDictionary[Database, tuple[float, tuple[int, int]]] = (
+_files: weakref.WeakKeyDictionary[Database, tuple[int, int]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def require_same_file(db: Database, *, at_once: bool = False) -> None:
+def require_same_file(db: Database) -> None:
     """Raises DatabaseUnavailable where the file of the open database is another, or gone.
 
-    Datasette's connections stay on the old file. Looks once a second, or `at_once`.
+    Datasette's connections stay on the old file, and new ones would open the new one.
     """
-    now = time.monotonic()
-    looked_at, known = _files.get(db, (0.0, None))
-    if db.is_memory or not db.path or (known and not at_once and now < looked_at + 1):
+    if db.is_memory or not db.path:
         return
     identity = None
     with suppress(OSError):
         found = os.stat(db.path)
         identity = (found.st_dev, found.st_ino)
-    if known and identity != known:
+    if _files.get(db, identity) != identity:
         raise DatabaseUnavailable(
             f"The database {_describe(db)} was replaced or deleted; restart Datasette"
         )
-    if identity:  # else the first connection is about to make the file
-        _files[db] = (now, identity)
+    if identity is not None:  # else the first connection is about to make the file
+        _files[db] = identity
 
 
 def create_private(db: Database) -> None:

@@ -21,29 +21,17 @@ if TYPE_CHECKING:
 
 
 TABLE = "datasette_secrets"
-
-
-# No secret is ever set this often: a row with a greater version is damaged, and must not
-# leave the versions to come without a number.
+INDEX = f"{TABLE}_name_version"
+#: Who did what, when and from where; see `changes`.
+LOG = f"{TABLE}_log"
+LOG_INDEX = f"{LOG}_name_id"
+TABLES = (TABLE, LOG)
+# No secret is ever set this often. A row with a greater version is damaged.
 VERSION_MAX = 2**53
-
 
 migrations = sqlite_utils.Migrations("datasette-secrets")
 
-
-INDEX = f"{TABLE}_name_version"
-
-
-#: Who did what, when and from where; see `changes`.
-LOG = f"{TABLE}_log"
-
-
-TABLES = (TABLE, LOG)
-
-
-LOG_INDEX = f"{LOG}_name_id"
-
-
+#: What 0.x did not have.
 ADDED = (
     ("wrapped_key", "blob"),
     ("envelope_version", "integer"),
@@ -74,9 +62,8 @@ def _create_tables(db: sqlite_utils.Database) -> None:
             renew_by text
         )"""
     )
-    columns = _columns(db.conn)
     for column, type_ in ADDED:
-        if column not in columns:
+        if column not in _columns(db.conn):
             db.execute(f"alter table {TABLE} add column {column} {type_}")
     db.execute(
         f"""create table if not exists {LOG} (
@@ -120,40 +107,48 @@ def _make_versions_unique(db: sqlite_utils.Database) -> None:
 def _renumber(db: sqlite_utils.Database, name: str) -> None:
     """Give each version of `name` that 0.x wrote a number of its own, order kept.
 
-    A version in an envelope is tied to its number and keeps it.
+    A version in an envelope is bound to its number and keeps it.
     """
-    rows = db.execute(
-        f"select id, version, wrapped_key is null from {TABLE} "  # noqa: S608
-        "where name = :name order by version, id desc",
-        {"name": name},
-    ).fetchall()
+    rows = [
+        (
+            row_id,
+            version if type(version) is int and version < VERSION_MAX else 0,
+            is_free,
+        )
+        for row_id, version, is_free in db.execute(
+            f"select id, version, wrapped_key is null from {TABLE} "  # noqa: S608
+            "where name = :name order by version, id desc",
+            {"name": name},
+        ).fetchall()
+    ]
     taken = {version for _, version, is_free in rows if not is_free}
     last = 0
     for row_id, version, is_free in rows:
+        number = max(last + 1, version) if is_free else max(last, version)
         if is_free:
-            number = max(last + 1, version if _is_number(version) else 1)
             while number in taken:
                 number += 1
             db.execute(
                 f"update {TABLE} set version = :number where id = :id",  # noqa: S608
                 {"number": number, "id": row_id},
             )
-            last = number
-        elif _is_number(version):
-            last = max(last, version)
-
-
-def _is_number(version: object) -> bool:
-    return isinstance(version, int) and version < VERSION_MAX
+        last = number
 
 
 def apply_migrations(conn: sqlite3.Connection) -> None:
     """Run all migrations unless everything is there.
 
-    The record of what ran does not decide it: it may lie, or have stayed behind when a
-    table of 0.x was restored.
+    The record of what ran does not decide it: somebody may have changed it, or it may have
+    stayed behind when a table of 0.x was restored.
     """
-    if _is_complete(conn):
+    indexes = {
+        row[1]
+        for table in TABLES
+        for row in conn.execute(f"pragma index_list({table})").fetchall()
+    }
+    if {column for column, _ in ADDED} <= _columns(conn) and (
+        {INDEX, LOG_INDEX} <= indexes
+    ):
         return
     record = {"table": migrations.migrations_table}
     if conn.execute(
@@ -170,20 +165,10 @@ def _columns(conn: sqlite3.Connection) -> set[str]:
     return {row[1] for row in conn.execute(f"pragma table_info({TABLE})").fetchall()}
 
 
-def _is_complete(conn: sqlite3.Connection) -> bool:
-    indexes = {
-        row[1]
-        for table in (TABLE, LOG)
-        for row in conn.execute(f"pragma index_list({table})").fetchall()
-    }
-    added = {column for column, _ in ADDED}
-    return added <= _columns(conn) and {INDEX, LOG_INDEX} <= indexes
-
-
 async def migrate(db: Database, *, of_zero: bool = False) -> None:
-    """Bring the table to this version's shape; does nothing when it has it already.
+    """Bring the tables to this version's shape, unless they have it already.
 
-    `of_zero`: also one of 0.x with values in it. Without it, that raises NeedsUpgrade.
+    `of_zero`: also a table of 0.x with values in it. Without it, that raises NeedsUpgrade.
     Raises DatabaseUnavailable.
     """
 
@@ -210,11 +195,7 @@ def value_of_zero(conn: sqlite3.Connection) -> tuple[str, int] | None:
 
 async def is_of_zero(db: Database) -> bool:
     """Whether this is a table of 0.x with values in it. Raises DatabaseUnavailable."""
-
-    def is_secrets_table_of_zero(conn: sqlite3.Connection) -> bool:
-        return value_of_zero(conn) is not None
-
-    return await read(db, is_secrets_table_of_zero)
+    return await read(db, value_of_zero) is not None
 
 
 _migrated: weakref.WeakSet[Database] = weakref.WeakSet()
