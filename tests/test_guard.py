@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from conftest import MakeDatasette
+from support.console import plugin
 
-from datasette_secrets import envelope, get_secret, health, set_secret
+from datasette_secrets import envelope, get_secret, health, inspection, set_secret
 from datasette_secrets.instance import get_instance
 
 Captured = pytest.CaptureFixture[str]
@@ -149,6 +150,46 @@ async def test_secrets_that_have_to_be_renewed_are_said_in_one_line(
         "datasette-secrets: A has to be renewed by 2020-01-02; "
         "B has to be renewed by 2020-02-03"
     )
+
+
+@pytest.mark.skipif(
+    sqlite3.sqlite_version_info < (3, 33),
+    reason="before SQLite 3.33 the check of a table is one of the whole file",
+)
+async def test_a_start_and_its_check_look_at_no_row_of_another_table(
+    make_datasette: MakeDatasette, master_key: str, tmp_path: Path
+) -> None:
+    steps: dict[str, int] = {}
+    statements: list[str] = []
+
+    def prepare_connection(conn: Any, database: str) -> None:
+        def step() -> None:
+            steps[database] = steps.get(database, 0) + 1
+
+        conn.set_progress_handler(step, 1)
+        conn.set_trace_callback(statements.append)
+
+    for name, rows in (("small", 1), ("large", 20_000)):
+        path = str(tmp_path / f"{name}.db")
+        with closing(sqlite3.connect(path)) as conn, conn:
+            conn.execute("create table other (a)")
+            conn.execute("create index i on other (a)")
+            conn.executemany(
+                "insert into other values (?)", [(n,) for n in range(rows)]
+            )
+        await set_secret(
+            make_datasette(master_key, database=name, files=[path]), "A", "a value"
+        )
+        datasette = make_datasette(master_key, database=name, files=[path])
+        with plugin(prepare_connection=prepare_connection):
+            await datasette.invoke_startup()
+            assert await inspection.inspect(get_instance(datasette).db) == []
+    assert steps["small"] > 100
+    assert steps["large"] == steps["small"]
+    # Such a check is one step, however many pages it reads.
+    checks = [each for each in statements if "integrity_check" in each]
+    assert checks
+    assert all("integrity_check(datasette_secrets" in each for each in checks)
 
 
 async def test_an_immutable_database_is_said_and_can_be_downloaded_by_anyone(
