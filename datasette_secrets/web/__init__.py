@@ -1,4 +1,4 @@
-"""The pages and the JSON API: where they are, and the links to them.
+"""The addresses of the pages and the JSON API, and the links to them.
 
 A value goes in here and never comes out.
 """
@@ -50,7 +50,7 @@ def jump_items(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
 _SECRET = r"^/-/secrets/(?P<name>[^/]+)/-"
 
 
-# The more particular come first: the last would take any of them for a secret's name.
+# The last of these would take the others for names of secrets.
 ROUTES = (
     (r"^/-/secrets(?:\.json)?$", list_page),
     (r"^/-/secrets/-/add$", add_page),

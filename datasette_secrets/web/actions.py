@@ -82,7 +82,6 @@ async def _test(visit: Visit) -> Done:
 
 
 async def _confirm(action: str, visit: Visit) -> Response:
-    """The page that says what an action will do."""
     secret = await visit.secret()
     rows = await history_rows(visit)
     if not rows:

@@ -1,7 +1,7 @@
-"""What every page goes through: permission, errors, headers, HTML or JSON.
+"""What all pages have in common: permission, errors, headers, HTML or JSON.
 
-Only actors with the permission `manage-secrets` get further than `view`, which lets no
-exception out: with `rich` installed, Datasette prints the locals of every frame of one.
+Only actors with the permission `manage-secrets` get past `view`. It lets no exception out,
+because with `rich` installed Datasette prints the locals of every frame of an exception.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _HEADINGS = {404: "Not found", 500: "Something went wrong", 503: "Not available"
 
 
 class Done(NamedTuple):
-    """What a change did: a message and a page for a browser, an object for a program.
+    """What a change did. A browser gets `message` at `url`, a program `content`.
 
-    `warnings`: sentences without a full stop; empty ones are left out.
+    `warnings`: sentences without a full stop. Empty ones are left out.
     """
 
     message: str
@@ -56,33 +56,30 @@ async def is_allowed(datasette: Datasette, actor: dict[str, Any] | None) -> bool
     return bool(await datasette.allowed(action="manage-secrets", actor=actor))
 
 
-def view(*methods: str) -> Callable[[Show], View]:
+def view(show: Show, *methods: str) -> View:
     """A view for these methods that checks the permission and lets no exception out."""
 
-    def decorate(show: Show) -> View:
-        async def guarded(datasette: Datasette, request: Request) -> Response:
-            visit = Visit(datasette, request)
-            token = via.set("api" if visit.wants_json else "page")
-            try:
-                if not await is_allowed(datasette, request.actor):
-                    response = await _forbidden(visit)
-                elif visit.method not in methods:
-                    raise not_allowed(*methods)
-                else:
-                    response = await show(visit)
-            except Exception as error:  # see the top of this module
-                response = await _error(visit, error)
-            finally:
-                via.reset(token)
-            for name in list(response.headers):
-                if name.lower() == "cache-control":
-                    del response.headers[name]
-            response.headers |= {"Cache-Control": "no-store", "X-Frame-Options": "DENY"}
-            return response
+    async def guarded(datasette: Datasette, request: Request) -> Response:
+        visit = Visit(datasette, request)
+        token = via.set("api" if visit.wants_json else "page")
+        try:
+            if not await is_allowed(datasette, request.actor):
+                response = await _forbidden(visit)
+            elif visit.method not in methods:
+                raise not_allowed(*methods)
+            else:
+                response = await show(visit)
+        except Exception as error:  # see the top of this module
+            response = await _error(visit, error)
+        finally:
+            via.reset(token)
+        for name in list(response.headers):
+            if name.lower() == "cache-control":
+                del response.headers[name]
+        response.headers |= {"Cache-Control": "no-store", "X-Frame-Options": "DENY"}
+        return response
 
-        return guarded
-
-    return decorate
+    return guarded
 
 
 def form(
@@ -93,14 +90,13 @@ def form(
     of_secret: bool = False,
     refuses_programs: bool = True,
 ) -> View:
-    """A view whose `GET` shows a form and whose `POST` makes the change.
+    """A view that shows a form on `GET` and makes the change on `POST`.
 
-    `perform`, `fields` as for `change`. `of_secret`: only for one that is there.
-    `refuses_programs`: a form is nothing for them to get.
+    `perform`, `fields`: as for `change`. `of_secret`: the secret must exist.
+    `refuses_programs`: a program that gets the form is told to post instead.
     """
 
-    @view(*methods)
-    async def answer(visit: Visit) -> Response:
+    async def respond(visit: Visit) -> Response:
         if visit.method != "GET":
             if of_secret:
                 await visit.secret()
@@ -109,14 +105,13 @@ def form(
             raise not_allowed("POST")
         return await show(visit)
 
-    return answer
+    return view(respond, *methods)
 
 
 async def change(visit: Visit, show: Show, perform: Perform, *fields: str) -> Response:
-    """Answer a form, or a JSON object with some of these fields, that asks for a change.
+    """Answer a form, or a JSON object that has only these fields, and make its change.
 
-    `perform` makes the change and says what it did. `show`: the page of the form, where a
-    browser's change is refused.
+    `perform` makes the change. If it is refused, a browser gets the form of `show` again.
     """
     try:
         visit.sent = await read(visit, *fields)
@@ -135,7 +130,7 @@ async def change(visit: Visit, show: Show, perform: Perform, *fields: str) -> Re
 
 
 async def _forbidden(visit: Visit) -> Response:
-    """A refusal. To a browser it is the one of `forbidden` plugins, a sign-in page say."""
+    """A refusal. A browser gets that of plugins, which may show a page to sign in."""
     from datasette.plugins import pm
 
     message = "Permission denied: this needs manage-secrets"
@@ -172,7 +167,7 @@ async def _error(visit: Visit, error: Exception) -> Response:
 
 
 async def _explain(visit: Visit, error: Exception) -> tuple[int, str]:
-    """The status and the sentence for an error. Nothing of an unexpected one is shown."""
+    """The status and the sentence for an error. An unexpected one is not shown."""
     if isinstance(error, Refused):
         return error.status, str(error)
     if isinstance(error, VersionConflict) and error.updated_at:
@@ -186,7 +181,7 @@ async def _explain(visit: Visit, error: Exception) -> tuple[int, str]:
 
 
 async def _explain_conflict(visit: Visit, error: VersionConflict) -> str:
-    """Who was first, and when. Nothing of what was sent."""
+    """Who was first, and when."""
     by = error.updated_by
     who = await present.actor_names(visit.datasette, {by} if by else set())
     done, edited = f"saved version {error.actual}", f"version {error.expected}"
@@ -208,9 +203,9 @@ def _report(error: Exception) -> None:
 async def page(
     visit: Visit, template: str, people: Iterable[object] = (), **context: Any
 ) -> Response:
-    """A page. Its context can be looked at with `?_context=1`, so it never has a value.
+    """A page. `?_context=1` can show its context, so that never has a value.
 
-    `people`: the versions, last uses and rows of the log whose people it names.
+    `people`: versions, last uses and rows of the log that name people.
     """
     instance = visit.instance
     html = await visit.datasette.render_template(
@@ -233,12 +228,12 @@ async def page(
 
 
 def json_response(content: dict[str, Any]) -> Response:
-    """What was asked for or done, as a JSON object."""
+    """A JSON object that says that all went well."""
     return Response.json({"ok": True, **content})  # type: ignore[no-any-return]
 
 
 def not_allowed(*methods: str) -> Refused:
-    """The refusal of another method than these."""
+    """The refusal of other methods than these."""
     allow = ", ".join(methods)
     return Refused(405, f"This address accepts {allow} only", {"Allow": allow})
 

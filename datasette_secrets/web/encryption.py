@@ -11,15 +11,14 @@ from ..errors import MissingExtra
 from .answer import Done, form, page
 from .request import Refused, Visit
 
-#: What a page rotates or upgrades while somebody waits for it; more is for the shell.
+#: A page rotates or upgrades so many versions while somebody waits for it.
 VERSIONS_MAX = 10_000
 
-#: How many at a time, so that the event loop goes on turning for everybody else.
+#: So many at a time, so that other requests are answered in between.
 _BATCH_SIZE = 100
 
 
 async def _rotate(visit: Visit) -> Done:
-    """`/-/secrets/-/rotate`: re-encrypt the data keys under the primary key."""
     skip_unopenable = visit.sent.flag("skip_unopenable")
     census = await rotation.census(visit.datasette)
     _refuse_many(census.elsewhere - census.legacy, "rotate-key")
@@ -38,7 +37,6 @@ async def _rotate(visit: Visit) -> Done:
 
 
 async def _upgrade(visit: Visit) -> Done:
-    """`/-/secrets/-/upgrade`: convert what datasette-secrets 0.x stored."""
     _refuse_many((await rotation.census(visit.datasette)).versions, "upgrade")
     report = await upgrade.upgrade(
         visit.datasette, batch_size=_BATCH_SIZE, actor_id=visit.actor_id

@@ -1,4 +1,4 @@
-"""The change log: who did what, when and from where."""
+"""The change log, newest first: who did what, when and from where."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from .request import Refused, Visit, whole_number, with_arguments
 PAGE_SIZE = 100
 
 
-@view("GET")
-async def log_page(visit: Visit) -> Response:
-    """`/-/secrets/-/log` and `.json`, newest first; `?name=` for one secret."""
+async def _show_log(visit: Visit) -> Response:
     name, start = visit.argument("name"), visit.argument("_next")
     before = whole_number(start)
     if start and before is None:
@@ -36,3 +34,6 @@ async def log_page(visit: Visit) -> Response:
         newest_url=with_arguments(url, name=name) if start else None,
         older_url=next_id and with_arguments(url, name=name, _next=next_id),
     )
+
+
+log_page = view(_show_log, "GET")

@@ -31,10 +31,10 @@ class Stamp(NamedTuple):
 
 
 class HistoryRow(NamedTuple):
-    """A version, as the history shows it. `note`: "" between two that have the same.
+    """A version, as the history shows it. `note`: "" between two versions with the same.
 
-    `rolled_back_from`: the version whose value it has. `destroyed`: the row of the log.
-    `copies`: the other versions with a value that are known to have the same.
+    `rolled_back_from`: the version that its value was copied from. `destroyed`: the row of
+    the log. `copies`: the other versions that are known to have the same value.
     """
 
     of: store.Version
@@ -46,7 +46,7 @@ class HistoryRow(NamedTuple):
     copies: list[int]
 
 
-#: How many versions a sentence names; of more it says how many.
+#: A sentence names so many versions. Of more it only gives the number.
 _NUMBERS_MAX = 10
 
 
@@ -59,7 +59,7 @@ def enumerate_versions(versions: Sequence[object]) -> str:
 
 @dataclass
 class Presenter:
-    """What the templates ask about a secret. People's names were looked up at once."""
+    """What templates can call. It has the names of all people on the page."""
 
     list_url: str
     names: Mapping[str, str]
@@ -120,7 +120,7 @@ _PEOPLE = ("created_by", "updated_by", "deleted_by", "last_used_by", "actor_id",
 
 
 async def presenter(visit: Visit, people: Iterable[object]) -> Presenter:
-    """A presenter that knows everybody whom these versions, uses and rows name."""
+    """A presenter with the names of all people in these versions, uses and rows."""
     ids = {getattr(each, column, None) for each in people for column in _PEOPLE}
     names = await actor_names(visit.datasette, set(map(str, filter(None, ids))))
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -128,7 +128,7 @@ async def presenter(visit: Visit, people: Iterable[object]) -> Presenter:
 
 
 async def actor_names(datasette: Datasette, ids: set[str]) -> dict[str, str]:
-    """What to call these actors: username, else name, else id, which is always known."""
+    """The username, or else the name, of each of these actors. Some may be missing."""
     if not ids:
         return {}
     try:

@@ -1,7 +1,7 @@
-"""What a request asks for: who asks, for which secret, and what was sent, JSON or a form.
+"""A request: who asks, for which secret, and what was sent as JSON or in a form.
 
-A body that cannot be read or parsed raises `Refused`, without the frames that hold what
-was sent. A `Body` hides it: its `repr` shows nothing.
+If a body cannot be read or parsed, `Refused` is raised without the frames that hold the
+body. A `Body` is safe to hold, because its `repr` shows nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FIELDS_MAX = 20_000
 
 
 class Refused(Exception):
-    """A request that is answered with this status and this sentence."""
+    """Answers the request with this status and this sentence."""
 
     def __init__(
         self, status: int, sentence: str, headers: dict[str, str] | None = None
@@ -141,8 +141,7 @@ class Body:
 class Visit:
     """One request.
 
-    `sent`, `error`, `status`: where a form is shown again, what was sent in it and why it
-    was refused.
+    `sent`, `error`, `status`: what was sent, and why it was refused if it was.
     """
 
     datasette: Datasette
@@ -220,10 +219,9 @@ def whole_number(text: str) -> int | None:
 
 
 async def read(visit: Visit, *fields: str) -> Body:
-    """What was sent; an empty body without a media type is an empty object.
+    """What was sent. An empty body without a media type is an empty object.
 
-    Raises Refused for what cannot be read, and an object with a field that is none of
-    these.
+    Raises Refused if it cannot be read, or is an object with another field than these.
     """
     sent = _parse(visit.media_type, await _read(visit.request))
     if not sent.is_form and not sent.has_only(*fields):

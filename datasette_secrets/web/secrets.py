@@ -1,7 +1,7 @@
 """The list, the page of a secret, and the forms that store a value.
 
-What was sent stays inside a `Body`, whose `repr` shows nothing. A change that is refused
-shows the same page again with the reason, and never sends a value back.
+What was sent stays inside a `Body`, whose `repr` shows nothing. A refused form is shown
+again with the reason, and never with the value.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ LOG_ROWS = 10
 JSON_PAGE_SIZE_MAX = 1_000
 
 
-@view("GET")
-async def list_page(visit: Visit) -> Response:
-    """`GET /-/secrets` and `/-/secrets.json`."""
+async def _show_list(visit: Visit) -> Response:
     if visit.wants_json:
         return await _list_json(visit)
     query, state = visit.argument("q"), visit.argument("state")
@@ -74,7 +72,7 @@ async def list_page(visit: Visit) -> Response:
 
 
 async def _warnings(visit: Visit, census: rotation.Census) -> list[str]:
-    """What the page has no words of its own for."""
+    """What the page does not say in another place."""
     said = {"not-configured", "needs-upgrade", "temporary-database"}
     if visit.instance.settings.missing:
         said.add("unknown-master-key")
@@ -111,13 +109,7 @@ async def _list_json(visit: Visit) -> Response:
     )
 
 
-@view("GET")
-async def secret_json(visit: Visit) -> Response:
-    """`GET /-/secrets/NAME.json`"""
-    return await _json_of_secret(visit)
-
-
-async def _json_of_secret(visit: Visit) -> Response:
+async def _secret_json(visit: Visit) -> Response:
     secret = await visit.secret()
     past = await changes.past(visit.instance.db, visit.name)
     versions = await store.history(visit.instance.db, visit.name)
@@ -135,9 +127,8 @@ async def _json_of_secret(visit: Visit) -> Response:
 
 
 async def show_secret(visit: Visit) -> Response:
-    """The page of a secret."""
     if visit.wants_json:
-        return await _json_of_secret(visit)
+        return await _secret_json(visit)
     secret = await visit.secret()
     rows = await history_rows(visit)
     start = min(whole_number(visit.argument("_start")) or 0, max(0, len(rows) - 1))
@@ -168,13 +159,13 @@ async def show_secret(visit: Visit) -> Response:
 
 
 def _typed(visit: Visit, newest: store.Version | None = None) -> dict[str, str]:
-    """What the form holds: what is stored, or what somebody typed. Never a value."""
+    """What the form shows: what is stored, or what somebody typed. Never a value."""
     typed = {}
     for field in ("name", "note", "renew_by"):
         stored = str(getattr(newest, field, None) or "")
         is_typed = visit.error and not visit.sent.is_untouched(field)
         typed[field] = visit.sent.typed(field) if is_typed else stored
-    # A value that was pasted into the wrong field is seldom a good name, or this short.
+    # A value that was pasted into the wrong field is rarely a valid name, or so short.
     if not (typed["name"].isascii() and typed["name"].isidentifier()):
         typed["name"] = ""
     if len(typed["note"]) > service.NOTE_MAX_CHARACTERS:
@@ -186,12 +177,11 @@ async def history_rows(visit: Visit) -> list[present.HistoryRow]:
     """All versions. A note is left out between two that have the same."""
     versions = await store.history(visit.instance.db, visit.name)
     past = await changes.past(visit.instance.db, visit.name)
+    older = versions[1:]
     same = {
         each.id
-        for newer, each, older in zip(
-            versions, versions[1:], versions[2:], strict=False
-        )
-        if newer.note == each.note == older.note
+        for newer, each, last in zip(versions, older, older[1:], strict=False)
+        if newer.note == each.note == last.note
     }
     readable = {each.version for each in versions if not each.is_destroyed}
     return [
@@ -209,7 +199,7 @@ async def history_rows(visit: Visit) -> list[present.HistoryRow]:
 
 
 async def _store(visit: Visit) -> Done:
-    """Store a new value; or with none, change the note and the date to renew by."""
+    """Store a new value. Without one, change the note or the renewal date."""
     name, sent = visit.name, visit.sent
     if not sent.has_value:
         return await _set_details(visit)
@@ -260,7 +250,7 @@ async def _set_details(visit: Visit) -> Done:
 
 
 async def _check(visit: Visit) -> CheckResult:
-    """What the plugin's check says of the value. Raises Refused if it is rejected."""
+    """The result of the plugin's check of the value. Raises Refused for a rejected one."""
     name = visit.name
     try:
         value = Plaintext.parse(visit.sent.take_value())
@@ -286,7 +276,7 @@ def describe(result: CheckResult) -> str:
 
 
 def _overridden(visit: Visit, name: str) -> str:
-    """The warning after a value was stored that the environment overrides."""
+    """The warning about a stored value that the environment overrides, if it does."""
     if visit.instance.environment_value(name) is None:
         return ""
     variable = config.ENV_PREFIX + name
@@ -294,7 +284,6 @@ def _overridden(visit: Visit, name: str) -> str:
 
 
 async def _add(visit: Visit) -> Done:
-    """`/-/secrets/-/add`: a secret that no plugin registered."""
     name = str(visit.sent.first("name") or "").strip()
     if not visit.sent.has_value:
         raise InvalidSecret("A new secret needs a value")
@@ -335,6 +324,8 @@ async def _show_add(visit: Visit) -> Response:
     )
 
 
+list_page = view(_show_list, "GET")
+secret_json = view(_secret_json, "GET")
 _FIELDS = ("value", "note", "renew_by", "check", "expected_version")
 secret_page = form(
     show_secret, _store, *_FIELDS, of_secret=True, refuses_programs=False
