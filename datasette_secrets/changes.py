@@ -21,7 +21,6 @@ from .events import Change, via
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.database import Database
-    from datasette.events import Event
 
 
 T = TypeVar("T")
@@ -138,7 +137,9 @@ async def make(
         for each in changing.made:
             changing.log(each)
         changing.read_back()
-        for event in (_event(datasette, who, each) for each in changing.made):
+        # The shell starts no plugins.
+        for each in changing.made if hasattr(datasette, "event_classes") else ():
+            event = each.event(who)
             if event is not None:
                 track_event(event)
         return result
@@ -148,15 +149,10 @@ async def make(
     return await database.write(db, in_transaction)
 
 
-def _event(datasette: Datasette, actor_id: str | None, change: Change) -> Event | None:
-    """The event of a change, if there is one. The shell starts no plugins, so has none."""
-    return change.event(actor_id) if hasattr(datasette, "event_classes") else None
-
-
 async def announce(datasette: Datasette, actor_id: str | None, change: Change) -> None:
     """Send the event of what took several transactions."""
-    event = _event(datasette, actor_id, change)
-    if event is not None:
+    event = change.event(actor_id)
+    if event is not None and hasattr(datasette, "event_classes"):
         await datasette.track_event(event)
 
 

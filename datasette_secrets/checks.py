@@ -41,10 +41,10 @@ _MEANINGS = {True: "works", False: "rejected", None: "unknown"}
 
 async def find_check(datasette: Datasette, name: str) -> Registered:
     """The secret of this name, which has a check. Raises InvalidSecret if none has one."""
-    for secret in await registered_secrets(datasette):
-        if secret.name == name and secret.check is not None:
-            return secret
-    raise InvalidSecret(f"No plugin registered a check for {name}")
+    secret = (await registered_secrets(datasette)).get(name)
+    if secret is None or secret.check is None:
+        raise InvalidSecret(f"No plugin registered a check for {name}")
+    return secret
 
 
 async def check_stored(

@@ -216,7 +216,7 @@ async def _names(
     datasette: Datasette, instance: Instance, contains: str
 ) -> tuple[dict[str, registry.Registered], set[str]]:
     """What is registered, and all names there are."""
-    registered = await _registered(datasette)
+    registered = await registry.registered_secrets(datasette)
     stored = await store.names(instance.db)
     wanted = contains.casefold()
     names = {
@@ -225,12 +225,6 @@ async def _names(
         if wanted in name.casefold() and not instance.settings.is_reserved(name)
     }
     return registered, names
-
-
-async def _registered(datasette: Datasette) -> dict[str, registry.Registered]:
-    """What is registered, by name, in the order of registration."""
-    secrets = await registry.registered_secrets(datasette)
-    return {secret.name: secret for secret in secrets}
 
 
 async def _list(
@@ -262,7 +256,8 @@ async def find_secret(datasette: Datasette, name: str) -> Listed | None:
     instance = get_instance(datasette)
     if instance.settings.is_reserved(name):
         return None
-    [found] = await _list(instance, await _registered(datasette), [name])
+    registered = await registry.registered_secrets(datasette)
+    [found] = await _list(instance, registered, [name])
     return found if found.newest or found.registered else None
 
 

@@ -86,11 +86,11 @@ async def get_secrets(datasette: Datasette) -> list[Secret]:
     The first to register a name wins. While nothing is registered it is
     `EXAMPLE_SECRET`, so that a new user has something to try.
     """
-    return list(await registered_secrets(datasette))
+    return list((await registered_secrets(datasette)).values())
 
 
-async def registered_secrets(datasette: Datasette) -> list[Registered]:
-    """The same, with the plugins that registered each."""
+async def registered_secrets(datasette: Datasette) -> dict[str, Registered]:
+    """The same by name, with the plugins that registered each."""
     # Importing this loads every plugin, and they import this package.
     from datasette.plugins import pm
 
@@ -105,7 +105,7 @@ async def registered_secrets(datasette: Datasette) -> list[Registered]:
                     f"registered an object of type {kind}, not a Secret with a name"
                 )
                 _complain(plugin_name, problem)
-    return list(by_name.values()) or [EXAMPLE]
+    return by_name or {EXAMPLE.name: EXAMPLE}
 
 
 def _call_each(pm: PluginManager, datasette: Datasette) -> Iterator[tuple[str, Any]]:

@@ -63,11 +63,9 @@ async def get_version(
     `get_secret` raises.
     """
     instance = get_instance(datasette)
-
-    def find_secret_version(conn: Any) -> store.Row:
-        return store.find_version(conn, name, version)
-
-    row = await database.read(instance.db, find_secret_version)
+    row = await database.read(
+        instance.db, lambda conn: store.find_version(conn, name, version)
+    )
     return await _use(instance, name, row, actor_id)
 
 
@@ -442,11 +440,6 @@ async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.Clea
     return done._replace(remains="; ".join(remains) or None)
 
 
-async def is_registered(datasette: Datasette, name: str) -> bool:
-    """Whether a plugin registered a secret of this name."""
-    return any(secret.name == name for secret in await registry.get_secrets(datasette))
-
-
 async def _check_name(datasette: Datasette, instance: Instance, name: object) -> None:
     if not isinstance(name, str) or not name:
         raise InvalidSecret("A secret needs a name")
@@ -462,7 +455,7 @@ async def _check_name(datasette: Datasette, instance: Instance, name: object) ->
     if _NAME.match(name) and not is_variable:
         return
     is_stored = await store.newest(instance.reader, name) is not None
-    if is_stored or await is_registered(datasette, name):
+    if is_stored or name in await registry.registered_secrets(datasette):
         return
     raise InvalidSecret(
         f"{name} is the name of an environment variable. The secret's own name is "

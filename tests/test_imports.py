@@ -63,7 +63,7 @@ print(json.dumps({
     ],
     "registered_by": sorted(
         name
-        for secret in asyncio.run(registry.registered_secrets(datasette))
+        for secret in asyncio.run(registry.registered_secrets(datasette)).values()
         for name in secret.registered_by
     ),
     "public": [hasattr(datasette_secrets, name) for name in datasette_secrets.__all__],

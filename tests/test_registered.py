@@ -38,8 +38,7 @@ def registering(**secrets: list[Any]) -> Iterator[None]:
 
 
 async def registered(datasette: Datasette, name: str = "A") -> registry.Registered:
-    secrets = await registry.registered_secrets(datasette)
-    return next(each for each in secrets if each.name == name)
+    return (await registry.registered_secrets(datasette))[name]
 
 
 async def test_every_plugin_that_registered_a_name_is_named(
