@@ -121,7 +121,8 @@ async def _prepare(datasette: Datasette, instance: Instance) -> None:
 
 def _say(sentence: str) -> None:
     """One line, whatever a row or a trigger is called."""
-    print(f"{config.PLUGIN}: {printable(sentence)}", file=sys.stderr)
+    prefix = "" if sentence.startswith(config.PLUGIN) else f"{config.PLUGIN}: "
+    print(f"{prefix}{printable(sentence)}", file=sys.stderr)
 
 
 async def examine(

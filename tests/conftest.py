@@ -15,6 +15,7 @@ Each test file is named after what it tests:
                        beside a command) · test_cli_residue (what remains in the file)
                        test_keyfiles (new-key, key-id) · test_interrupt (Ctrl-C, limits)
                        test_cli_checklist (status, log, note, renew)
+                       test_cli_help (examples, suggestions, remedies, the width of tables)
     attacks            test_attacks (a writer of the file) · test_corpus (damaged rows)
                        test_leaks and test_locals (values in logs, errors and tracebacks)
     several at once    test_races · test_concurrency · test_servers (a new key for two)
@@ -23,6 +24,7 @@ Each test file is named after what it tests:
     a real browser     test_browser
     the code           test_layers (imports and SQL) · test_imports (import order and time)
                        test_deadlines (of the tests) · test_typing (the public types)
+    `make run`         test_run
     the documents      test_docs · test_docs_shell · test_runbook · test_security_claims
                        test_docs_authors (the page for plugin authors)
                        test_example_plugin
@@ -75,12 +77,14 @@ from datasette_secrets import envelope
 
 #: What is not collected on Windows, and why.
 UNIX_ONLY = {
+    "test_cli_help.py": "the examples are for a Unix shell",
     "test_docs.py": "the documents show commands for a Unix shell",
     "test_docs_shell.py": "needs a terminal of Unix",
     "test_faults.py": "loads a C library into a process",
     "test_keyfiles.py": "new-key needs POSIX calls",
     "test_leaks.py": "forks",
     "test_replication.py": "Litestream's wheel is for Unix",
+    "test_run.py": "needs a terminal of Unix",
     "test_runbook.py": "the runbook is for a Unix shell",
 }
 collect_ignore = list(UNIX_ONLY) if sys.platform == "win32" else []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+import json
 import os
 
 import pytest
+from datasette.app import Datasette
 from support.console import Console, key_id
 
 from datasette_secrets import envelope
@@ -135,3 +138,35 @@ def test_an_overriding_variable_is_a_warning(
     monkeypatch.setitem(os.environ, "DATASETTE_SECRETS_A", "from here")
     assert codes(filled) == ["overridden"]
     assert filled.run("status").exit_code == 0
+
+
+def said_at_start(console: Console, capsys: pytest.CaptureFixture[str]) -> str:
+    config = json.loads(console.config.read_text())
+    datasette = Datasette(internal=str(console.internal), config=config)
+    capsys.readouterr()
+    asyncio.run(datasette.invoke_startup())
+    datasette.close()
+    return capsys.readouterr().err
+
+
+def test_what_the_settings_warn_about_and_due_dates_reach_status_and_the_start(
+    filled: Console, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled.ok("renew", "A", in_days(3))
+    filled.configure(filled.key, databse="elsewhere")
+    assert {"unknown-option", "due"} <= {*codes(filled)}
+    said = said_at_start(filled, capsys)
+    for warning in filled.json("status")["warnings"]:
+        assert f"datasette-secrets: {warning['message']}\n" in said
+
+
+def test_a_start_without_a_key_names_the_plugin_once(
+    filled: Console, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled.configure()
+    [line] = [
+        line
+        for line in said_at_start(filled, capsys).splitlines()
+        if "is not configured" in line
+    ]
+    assert line.startswith("datasette-secrets is not configured: ")

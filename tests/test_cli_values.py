@@ -192,9 +192,8 @@ def test_a_byte_that_is_no_utf_8_in_the_confirmation_shows_nothing_of_the_value(
     terminal.type("sk-typed")
     terminal.until("Repeat for confirmation")
     terminal.type("sk-typed\udcff")
-    terminal.until("do not match")
-    terminal.press_ctrl_c()
     assert terminal.end() == 1
+    assert "it is not valid UTF-8" in terminal.shown
     assert "Traceback" not in terminal.shown
     assert "sk-typed" not in terminal.shown
 

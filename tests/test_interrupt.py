@@ -139,7 +139,7 @@ def test_a_second_ctrl_c_exits_whatever_the_command_waits_for(filled: Console) -
         "    for delay in (0.5, 1.0):\n"
         "        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "    os.write(1, b'x' * 65_536)\n"
-        "output.print_list = echo\n"
+        "output.print_rows = echo\n"
         "cli()\n"
     )
     line = [sys.executable, "-c", script, "secrets", "list", *filled.options]

@@ -10,12 +10,9 @@ import getpass
 import inspect
 import os
 import re
-from collections.abc import Callable
 from typing import Any
 
 import click
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 #: Where a context keeps the options that lead to the database, as they were given.
 GIVEN = "datasette-secrets.given"
@@ -129,14 +126,18 @@ def _login_name() -> str:
         return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
 
 
-def option(spelling: str, help: str, type: Any = None, **more: Any) -> Decorator:
+def option(spelling: str, help: str, type: Any = None, **more: Any) -> click.Option:
     """An option like `--limit N`: its names, and what stands for its value."""
     *names, metavar = spelling.split()
-    return click.option(*names, metavar=metavar, help=help, type=type, **more)
+    return click.Option(names, metavar=metavar, help=help, type=type, **more)
 
 
-def flag(names: str, help: str) -> Decorator:
-    return click.option(*names.split(), is_flag=True, help=help)
+def flag(names: str, help: str) -> click.Option:
+    return click.Option(names.split(), is_flag=True, help=help)
+
+
+def argument(name: str, type: Any = None, metavar: str | None = None) -> click.Argument:
+    return click.Argument([name], type=type, metavar=metavar)
 
 
 actor = option(
@@ -148,4 +149,4 @@ json = flag("--json as_json", "Print JSON")
 dry_run = flag("--dry-run", "Show what would be done")
 yes = flag("-y --yes", "Do not ask for confirmation")
 vacuum = flag("--vacuum", "Rewrite the file, even if it is large or a named database")
-name = click.argument("name", type=secret_name)
+name = argument("name", secret_name)

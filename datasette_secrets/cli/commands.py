@@ -15,14 +15,18 @@ from .. import changes, checks, health, listing, serialize, service, store
 from ..errors import DatabaseUnavailable, SecretsError, printable
 from ..instance import get_instance
 from . import arguments, output, prompt
-from .arguments import flag, option
-from .serve import DatabaseCommand, command, require_name, stored_versions
+from .arguments import argument, flag, option
+from .serve import command, require_name, stored_versions
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
+#: Columns of a table.
+_VERSION = ("version", "updated_at", "updated_by")
+_USED = ("last_used_at", "last_used_by")
 
-@command(arguments.json, name="list")
+
+@command("list", params=[arguments.json])
 async def list_(datasette: Datasette, as_json: bool) -> None:
     """List the secrets, but not their values
 
@@ -30,41 +34,36 @@ async def list_(datasette: Datasette, as_json: bool) -> None:
     variables are those of this shell, not of the server.
     """
     listed = await listing.list_secrets(datasette)
+    rows = [serialize.secret_json(each) for each in listed]
     if as_json:
-        content = [serialize.secret_json(each) for each in listed]
-        output.print_json({"secrets": content})
+        output.print_json({"secrets": rows})
     else:
-        output.print_list(listed)
+        output.print_rows(rows, ["name", "state", *_VERSION, *_USED, "note"])
 
 
-@command(arguments.name, arguments.json)
+@command(params=[arguments.name, arguments.json])
 async def history(datasette: Datasette, name: str, as_json: bool) -> None:
     """List the versions of a secret, but not their values"""
     instance = get_instance(datasette)
-    versions = await stored_versions(datasette, name)
-    states = [listing.version_state(instance, version) for version in versions]
+    past = await changes.past(instance.db, name)
+    rows = [
+        serialize.version_json(each, listing.version_state(instance, each), past)
+        for each in await stored_versions(datasette, name)
+    ]
     if as_json:
-        past = await changes.past(instance.db, name)
-        rows = [
-            serialize.version_json(version, state, past)
-            for version, state in zip(versions, states, strict=True)
-        ]
         output.print_json({"name": name, "versions": rows})
     else:
-        output.print_history(versions, states)
+        created = ["version", "state", "created_at", "created_by"]
+        output.print_rows(rows, [*created, *_USED, "key_id", "note"])
 
 
+_only = option("--name only NAME", "Only show this secret", arguments.secret_name)
 _limit = option(
-    "--limit N", "Show at most N entries", click.IntRange(1, 1_000_000), default=100
+    "--limit N", "Show at most N", click.IntRange(1, 1_000_000), default=100
 )
 
 
-@command(
-    option("--name only NAME", "Only show this secret", arguments.secret_name),
-    _limit,
-    arguments.json,
-    example="--name OPENAI_API_KEY",
-)
+@command(params=[_only, _limit, arguments.json], example="--name OPENAI_API_KEY")
 async def log(
     datasette: Datasette, only: str | None, limit: int, as_json: bool
 ) -> None:
@@ -77,10 +76,12 @@ async def log(
     entries = await changes.entries(db, name=only, limit=limit)
     if only and not entries:
         await require_name(datasette, only)
+    rows = [serialize.entry_json(each) for each in entries]
     if as_json:
-        output.print_json({"log": [serialize.entry_json(each) for each in entries]})
+        output.print_json({"log": rows})
     else:
-        output.print_log(entries)
+        change = ["at", "action", "name", "version", "actor_id", "via"]
+        output.print_rows(rows, [*change, "detail"])
 
 
 _version = option(
@@ -88,7 +89,7 @@ _version = option(
 )
 
 
-@command(arguments.name, _version, arguments.actor)
+@command(params=[arguments.name, _version, arguments.actor])
 async def get(
     datasette: Datasette, name: str, version: int | None, actor_id: str
 ) -> None:
@@ -98,18 +99,18 @@ async def get(
     or else the newest version. It is recorded as a use and logged.
     """
     failure = f"No value of {printable(name)}"
-    if version is not None:
-        output.print_value(
-            failure,
-            await service.get_version(datasette, name, version, actor_id=actor_id),
-        )
-    elif (await listing.secret_state(datasette, name)).state == "deleted":
+    state = await listing.secret_state(datasette, name)
+    if version is None and state.state == "deleted":
         raise click.ClickException(
             f"{failure}: it is not set: it was deleted. To undo that: datasette secrets "
             f"restore {printable(name)}"
         )
-    else:
-        output.print_value(failure, await service.get_secret(datasette, name, actor_id))
+    reading = (
+        service.get_secret(datasette, name, actor_id)
+        if version is None
+        else service.get_version(datasette, name, version, actor_id=actor_id)
+    )
+    output.print_value(failure, await reading)
     try:
         await service.log_read(datasette, name, version, actor_id=actor_id)
     except DatabaseUnavailable as error:
@@ -123,7 +124,7 @@ _OUTCOMES = {
 }
 
 
-@command(arguments.name, arguments.actor)
+@command(params=[arguments.name, arguments.actor])
 async def check(datasette: Datasette, name: str, actor_id: str) -> int:
     """Ask the provider whether the value of a secret works
 
@@ -138,19 +139,7 @@ async def check(datasette: Datasette, name: str, actor_id: str) -> int:
     return exit_code
 
 
-class _StoreCommand(DatabaseCommand):
-    creates = True
-
-
-class _SetCommand(_StoreCommand):
-    missing_file = (
-        "a value is never taken from the command line, where others can see it. Type it "
-        "at the prompt, pipe it in, or use --value-file"
-    )
-
-
-@command(
-    arguments.name,
+_set_options = [
     option(
         "--value-file FILE",
         "Read the value from this file",
@@ -163,9 +152,15 @@ class _SetCommand(_StoreCommand):
         "Refuse unless this is the newest version; 0 for a new secret",
         click.IntRange(0),
     ),
-    arguments.actor,
-    name="set",
-    command_class=_SetCommand,
+]
+
+
+@command(
+    "set",
+    creates=True,
+    missing="a value is never taken from the command line, where others can see it. Type "
+    "it at the prompt, pipe it in, or use --value-file",
+    params=[arguments.name, *_set_options, arguments.actor],
 )
 async def set_(
     datasette: Datasette, name: str, value_file: str | None, **details: Any
@@ -187,9 +182,7 @@ async def set_(
 
 
 @command(
-    arguments.name,
-    click.argument("text"),
-    arguments.actor,
+    params=[arguments.name, argument("text"), arguments.actor],
     example='OPENAI_API_KEY "ask Anna"',
 )
 async def note(datasette: Datasette, name: str, text: str, actor_id: str) -> None:
@@ -203,11 +196,11 @@ async def note(datasette: Datasette, name: str, text: str, actor_id: str) -> Non
     output.say(f"Changed the note of {name} version {version}")
 
 
+_date = argument("date", arguments.date_or_never)
+
+
 @command(
-    arguments.name,
-    click.argument("date", type=arguments.date_or_never),
-    arguments.actor,
-    example="OPENAI_API_KEY 2031-05-31",
+    params=[arguments.name, _date, arguments.actor], example="OPENAI_API_KEY 2031-05-31"
 )
 async def renew(datasette: Datasette, name: str, date: str, actor_id: str) -> None:
     """Set the date by which a secret has to be renewed
@@ -221,21 +214,18 @@ async def renew(datasette: Datasette, name: str, date: str, actor_id: str) -> No
     output.say(f"{name} version {version} {due}")
 
 
+_env_file = argument("env_file", metavar="FILE")
+_skip = flag("--skip-existing", "Skip names that are already stored")
+
+
 @command(
-    click.argument("env_file", metavar="FILE"),
-    arguments.dry_run,
-    flag("--skip-existing", "Skip names that are already stored"),
-    arguments.actor,
-    name="import",
-    command_class=_StoreCommand,
+    "import",
+    creates=True,
+    params=[_env_file, arguments.dry_run, _skip, arguments.actor],
     example=".env",
 )
 async def import_(
-    datasette: Datasette,
-    env_file: str,
-    dry_run: bool,
-    skip_existing: bool,
-    actor_id: str,
+    datasette: Datasette, env_file: str, dry_run: bool, **options: Any
 ) -> None:
     """Store the variables of a .env file as secrets
 
@@ -259,9 +249,8 @@ async def import_(
     stored = await service.set_secrets(
         datasette,
         {name: each.value for name, each in found.items() if each.value is not None},
-        skip_existing=skip_existing,
         dry_run=dry_run,
-        actor_id=actor_id,
+        **options,
     )
     verb = "Would store" if dry_run else "Stored"
     for name, version in stored.items():
@@ -273,52 +262,49 @@ async def import_(
         output.say("Nothing was imported")
 
 
-@command(arguments.name, arguments.yes, arguments.actor)
-async def delete(datasette: Datasette, name: str, yes: bool, actor_id: str) -> None:
+_confirmed = [arguments.name, arguments.yes, arguments.actor]
+
+
+@command(params=_confirmed)
+async def delete(datasette: Datasette, name: str, yes: bool, **options: Any) -> None:
     """Delete a secret, so that plugins see it as unset
 
     The value is kept. "restore" undoes this, and "destroy" removes the value for good.
     """
     newest = (await stored_versions(datasette, name))[0]
-    expected = _confirm(f"Delete {name}, now at version {newest.version}?", newest, yes)
-    version = await service.delete_secret(
-        datasette, name, actor_id=actor_id, **expected
-    )
+    options |= _confirm(f"Delete {name}, now at version {newest.version}?", newest, yes)
+    version = await service.delete_secret(datasette, name, **options)
     output.say(f"Deleted {name}, at version {version}")
 
 
-@command(arguments.name, arguments.yes, arguments.actor)
-async def restore(datasette: Datasette, name: str, yes: bool, actor_id: str) -> None:
+@command(params=_confirmed)
+async def restore(datasette: Datasette, name: str, yes: bool, **options: Any) -> None:
     """Restore a secret that was deleted"""
     newest = (await stored_versions(datasette, name))[0]
     if not newest.is_deleted and not newest.is_destroyed:
         output.say(f"{name} is not deleted")
         return
-    expected = _confirm(f"Restore {name} version {newest.version}?", newest, yes)
-    version = await service.restore_secret(
-        datasette, name, actor_id=actor_id, **expected
-    )
+    options |= _confirm(f"Restore {name} version {newest.version}?", newest, yes)
+    version = await service.restore_secret(datasette, name, **options)
     output.say(f"Restored {name} version {version}")
 
 
+_number = argument("version", arguments.version_number, metavar="N")
+
+
 @command(
-    arguments.name,
-    click.argument("version", type=arguments.version_number, metavar="N"),
-    arguments.yes,
-    arguments.actor,
+    params=[arguments.name, _number, arguments.yes, arguments.actor],
     example="OPENAI_API_KEY 2",
 )
 async def rollback(
-    datasette: Datasette, name: str, version: int, yes: bool, actor_id: str
+    datasette: Datasette, name: str, version: int, yes: bool, **options: Any
 ) -> None:
     """Store the value of version N again, as a new version"""
     newest, *_ = stored = await stored_versions(datasette, name)
     _require_versions(name, stored, [version])
     question = f"from version {newest.version} to the value of version {version}?"
-    expected = _confirm(f"Roll {name} back {question}", newest, yes)
-    new = await service.roll_back(
-        datasette, name, version, actor_id=actor_id, **expected
-    )
+    options |= _confirm(f"Roll {name} back {question}", newest, yes)
+    new = await service.roll_back(datasette, name, version, **options)
     output.say(f"Stored {name} version {new}, with the value of version {version}")
 
 
@@ -328,13 +314,12 @@ _versions = option(
     arguments.version_number,
     multiple=True,
 )
+_all_but_newest = flag("--all-but-newest", "Destroy every version but the newest")
+_destroying = [arguments.vacuum, arguments.yes, arguments.actor]
 
 
 @command(
-    arguments.name,
-    _versions,
-    flag("--all-but-newest", "Destroy every version but the newest"),
-    *(arguments.vacuum, arguments.yes, arguments.actor),
+    params=[arguments.name, _versions, _all_but_newest, *_destroying],
     example="OPENAI_API_KEY --version 1",
 )
 async def destroy(
@@ -385,9 +370,11 @@ def _require_versions(
         )
 
 
+_row_id = argument("row_id", click.IntRange(-(2**63), 2**63 - 1), metavar="ID")
+
+
 @command(
-    click.argument("row_id", type=click.IntRange(-(2**63), 2**63 - 1), metavar="ID"),
-    *(arguments.vacuum, arguments.yes, arguments.actor),
+    params=[_row_id, *_destroying],
     example="17",
     # An id may be negative, which otherwise looks like an option.
     context_settings={"ignore_unknown_options": True},

@@ -12,7 +12,7 @@ from ..database import journal_mode
 from ..envelope import generate_master_key
 from ..instance import get_instance
 from . import arguments, output, prompt
-from .arguments import Command, flag, option
+from .arguments import Command, argument, flag, option
 from .serve import DatabaseCommand, command
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ class _NewKeyCommand(DatabaseCommand):
         await super().check(datasette)
 
 
-@command(
-    flag("--second", "Put the new key into the second file (step 1 of 2)"),
-    flag("--swap", "Exchange the keys of the two files (step 2 of 2)"),
-    command_class=_NewKeyCommand,
-)
+_second = flag("--second", "Put the new key into the second file (step 1 of 2)")
+_swap = flag("--swap", "Exchange the keys of the two files (step 2 of 2)")
+
+
+@command(cls=_NewKeyCommand, params=[_second, _swap])
 async def new_key(datasette: Datasette, second: bool, swap: bool) -> None:
     """Put a new master key into the key files
 
@@ -73,8 +73,9 @@ async def new_key(datasette: Datasette, second: bool, swap: bool) -> None:
     output.print_new_key(done, how)
 
 
-@click.command(cls=Command, example="master.key")
-@click.argument("file", metavar="FILE")
+@click.command(
+    cls=Command, example="master.key", params=[argument("file", metavar="FILE")]
+)
 def key_id(file: str) -> None:
     """Print the key ID of each master key in FILE
 
@@ -87,12 +88,14 @@ def key_id(file: str) -> None:
         click.echo(each)
 
 
-@command(
-    arguments.dry_run,
-    flag("--new-data-keys", "Also seal every value with a new data key"),
-    flag("--skip-unopenable", "Skip what cannot be decrypted, and exit 1 at the end"),
-    *(_batch_size, arguments.vacuum, arguments.actor, arguments.json),
+_new_data_keys = flag("--new-data-keys", "Also seal every value with a new data key")
+_skip = flag(
+    "--skip-unopenable", "Skip what cannot be decrypted, and exit 1 at the end"
 )
+_rewriting = [_batch_size, arguments.vacuum, arguments.actor, arguments.json]
+
+
+@command(params=[arguments.dry_run, _new_data_keys, _skip, *_rewriting])
 async def rotate_key(datasette: Datasette, as_json: bool, **options: Any) -> int:
     """Re-wrap every version with the primary master key
 
@@ -131,10 +134,7 @@ async def rotate_key(datasette: Datasette, as_json: bool, **options: Any) -> int
     return serialize.exit_code(report)
 
 
-@command(
-    *(arguments.dry_run, _batch_size, arguments.vacuum),
-    *(arguments.yes, arguments.actor, arguments.json),
-)
+@command(params=[arguments.dry_run, arguments.yes, *_rewriting])
 async def upgrade(
     datasette: Datasette, dry_run: bool, yes: bool, as_json: bool, **options: Any
 ) -> int:
@@ -169,7 +169,7 @@ _due_within = option(
 )
 
 
-@command(_due_within, arguments.json)
+@command(params=[_due_within, arguments.json])
 async def status(datasette: Datasette, due_within: int | None, as_json: bool) -> int:
     """Check keys, database and dates, and say what to do
 
@@ -201,7 +201,7 @@ async def status(datasette: Datasette, due_within: int | None, as_json: bool) ->
     return 1 if found.problems or is_due else 0
 
 
-@command(arguments.json)
+@command(params=[arguments.json])
 async def verify(datasette: Datasette, as_json: bool) -> int:
     """Check that every version can be decrypted
 

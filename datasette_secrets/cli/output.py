@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
+import calendar
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from .. import health, listing, serialize
+from .. import health, serialize
 from ..errors import printable, without_frames
 from ..instance import get_instance
 from .arguments import with_options
@@ -23,13 +25,14 @@ from .arguments import with_options
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-    from .. import changes, database, keyfiles, rotation, store, upgrade
+    from .. import database, keyfiles, rotation, upgrade
     from ..instance import Instance
 
 _LONG_WORK = 5_000
 #: A last column that is wider is shortened before any other one.
 _LAST_COLUMN = 12
 _TERMINAL_MIN = 60
+_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -46,15 +49,15 @@ def give_up_stdout() -> None:
     os.close(nowhere)
 
 
-def say(sentence: object, *, err: bool = False, **style: Any) -> None:
-    """A line on stdout, its commands with the options that were given.
+def _styled(line: str, **style: Any) -> str:
+    """The line in this style, on a terminal whose user did not set NO_COLOR."""
+    is_plain = os.environ.get("NO_COLOR") or not is_terminal(sys.stdout)
+    return line if is_plain or not any(style.values()) else click.style(line, **style)
 
-    The style is for a terminal whose user did not set NO_COLOR.
-    """
-    line = with_options(printable(sentence))
-    if style and is_terminal(sys.stdout) and not os.environ.get("NO_COLOR"):
-        line = click.style(line, **style)
-    click.echo(line, err=err)
+
+def say(sentence: object, *, err: bool = False, **style: Any) -> None:
+    """A line on stdout, its commands with the options that were given."""
+    click.echo(_styled(with_options(printable(sentence)), **style), err=err)
 
 
 def warn(sentence: str) -> None:
@@ -67,36 +70,45 @@ def print_json(content: dict[str, Any]) -> None:
     click.echo(json.dumps({"ok": True, **content}, indent=2, default=repr))
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Columns on stdout, on a terminal no wider than that. None is an empty cell."""
-    cells = [["" if cell is None else printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
-    if is_terminal(sys.stdout):
-        limit = max(_TERMINAL_MIN, shutil.get_terminal_size().columns)
-        while sum(widths) + 2 * (len(widths) - 1) > limit:
-            is_last = widths[-1] > _LAST_COLUMN
-            widths[-1 if is_last else widths.index(max(widths))] -= 1
-    for number, row in enumerate([headings, *cells]):
-        line = "  ".join(
+_HEADINGS = {
+    **{"version": "VER", "key_id": "KEY", "actor_id": "BY", "at": "TIME"},
+    **{"created_at": "CREATED", "updated_at": "UPDATED", "last_used_at": "USED"},
+    **{"created_by": "BY", "updated_by": "BY", "last_used_by": "BY"},
+}
+
+
+def print_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
+    """A table on stdout of these keys of objects that `--json` prints.
+
+    On a terminal it is no wider than that, and shows how long ago a time is.
+    """
+    is_short = is_terminal(sys.stdout)
+    cells = [[_HEADINGS.get(key, key.upper()) for key in columns]]
+    for row in rows:
+        cells.append([printable(_cell(row[key], is_short)) for key in columns])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    limit = max(_TERMINAL_MIN, shutil.get_terminal_size().columns)
+    while is_short and sum(widths) + 2 * (len(widths) - 1) > limit:
+        is_last = widths[-1] > _LAST_COLUMN
+        widths[-1 if is_last else widths.index(max(widths))] -= 1
+    for number, line in enumerate(cells):
+        padded = "  ".join(
             (cell if len(cell) <= width else f"{cell[: width - 1]}…").ljust(width)
-            for cell, width in zip(row, widths, strict=True)
+            for cell, width in zip(line, widths, strict=True)
         )
-        say(line.rstrip(), **({} if number else {"bold": True}))
+        click.echo(_styled(padded.rstrip(), bold=number == 0))
 
 
-def _time(at: object) -> object:
-    """A stored time; on a terminal, how long ago that was."""
-    try:
-        then = datetime.datetime.fromisoformat(f"{at}+00:00")
-    except ValueError:  # there is none, or a damaged one
-        return at
-    if not is_terminal(sys.stdout):
-        return at
-    passed = datetime.datetime.now(datetime.timezone.utc) - then
-    for unit, name in ((31_557_600, "y"), (86_400, "d"), (3_600, "h"), (60, "min")):
-        if passed.total_seconds() >= unit:
-            return f"{passed.total_seconds() // unit:.0f} {name} ago"
-    return "now"
+def _cell(content: object, is_short: bool) -> object:
+    if isinstance(content, dict):
+        return ", ".join(f"{key}: {value}" for key, value in content.items())
+    if is_short and _TIME.fullmatch(str(content)):
+        then = calendar.timegm(time.strptime(str(content), "%Y-%m-%d %H:%M:%S"))
+        for unit, name in ((31_557_600, "y"), (86_400, "d"), (3_600, "h"), (60, "min")):
+            if time.time() - then >= unit:
+                return f"{(time.time() - then) // unit:.0f} {name} ago"
+        return "now"
+    return "" if content is None else content
 
 
 @contextmanager
@@ -185,74 +197,27 @@ def print_verification(
     print_problems(table + found.problems)
 
 
-_ROTATE = ("datasette secrets rotate-key", "datasette secrets status")
-_STEPS = {
-    "new": (
-        *(
-            "Copy {first} to a safe place, apart from the database",
-            "Restart the server",
-        ),
-        *_ROTATE,
-    ),
-    "second": (
-        "Copy {second} to a safe place, apart from the database, and to every server",
-        *("Restart every server", "datasette secrets new-key --swap"),
-    ),
-    "swap": ("Copy both files to every server", "Restart every server", *_ROTATE),
-}
-
-
 def print_new_key(done: keyfiles.Replaced, how: str) -> None:
     say(f"First:  master key {done.first_id}, in {done.first}")
     say(f"Second: master key {done.second_id}, in {done.second}")
     if done.kept:
         say(f"The previous key of the second file is kept for backups in {done.kept}")
-    servers = (
-        "one server (for several, use --second)" if how == "new" else "several servers"
+    new = shlex.quote(done.second if how == "second" else done.first)
+    say(
+        "Next (if there are several servers, start with --second instead):"
+        if how == "new"
+        else "Next:"
     )
-    say(f"Next, for {servers}:")
-    first, second = shlex.quote(done.first), shlex.quote(done.second)
-    for number, step in enumerate(_STEPS[how], 1):
-        say(f"  {number}. {step.format(first=first, second=second)}")
-
-
-def print_list(listed: list[listing.Listed]) -> None:
-    rows: list[tuple[object, ...]] = []
-    for name, state, _, newest, used, _ in listed:
-        cells: tuple[object, ...] = (None,) * 6
-        if newest is not None:
-            changed = newest.version, _time(newest.updated_at), newest.updated_by
-            cells = (*changed, _time(used.at), used.by, newest.note)
-        rows.append((name, state, *cells))
-    print_table(("NAME", "STATE", "VER", "UPDATED", "BY", "USED", "BY", "NOTE"), rows)
-
-
-def print_history(versions: list[store.Version], states: list[str]) -> None:
-    print_table(
-        ("VER", "STATE", "CREATED", "BY", "USED", "BY", "KEY", "NOTE"),
-        [
-            (
-                version.version,
-                state,
-                _time(version.created_at),
-                version.created_by,
-                _time(version.last_used_at),
-                version.last_used_by,
-                None if version.is_destroyed else version.key_id,
-                version.note,
-            )
-            for version, state in zip(versions, states, strict=True)
-        ],
+    say(f"  1. Copy {new} to a safe place, apart from the database")
+    where = (
+        "Restart the server"
+        if how == "new"
+        else "Copy both files to every server, and restart all of them"
     )
-
-
-def print_log(entries: list[changes.Entry]) -> None:
-    rows = []
-    for each in entries:
-        detail = ", ".join(f"{key}: {value}" for key, value in each.detail.items())
-        change = each.action, each.name, each.version, each.actor_id, each.via
-        rows.append((_time(each.at), *change, detail))
-    print_table(("TIME", "ACTION", "NAME", "VER", "BY", "VIA", "DETAIL"), rows)
+    say(f"  2. {where}")
+    following = ["new-key --swap"] if how == "second" else ["rotate-key", "status"]
+    for number, each in enumerate(following, 3):
+        say(f"  {number}. datasette secrets {each}")
 
 
 def path_of(datasette: Datasette) -> str:

@@ -29,8 +29,6 @@ _QUIET_SECONDS = 1.0
 _LINE_MAX_BYTES = {"linux": 4_095, "win32": sys.maxsize}.get(sys.platform, 1_023)
 # Ten thousand secrets of a kilobyte and more.
 _ENV_MAX_BYTES = 16 * 1024 * 1024
-#: Stands for what was typed and is not UTF-8. It cannot be stored, either.
-_NOT_TEXT = "\udcff"
 
 
 @contextmanager
@@ -98,7 +96,7 @@ def _typed_twice(name: str) -> str:
         while True:
             value = _typed(f"Value for {name} (hidden, single line)")
             problem = ""
-            if len(value.encode("utf-8", "surrogateescape")) >= _LINE_MAX_BYTES:
+            if len(value.encode()) >= _LINE_MAX_BYTES:
                 problem = (
                     "The terminal may have cut the value, since it passes on fewer than "
                     f"{_LINE_MAX_BYTES + 1:,} bytes of a line"
@@ -108,7 +106,7 @@ def _typed_twice(name: str) -> str:
             if problem:
                 discard_input()
                 raise click.ClickException(f"{problem}: use a pipe or --value-file")
-            if value == _NOT_TEXT or _typed("Repeat for confirmation") == value:
+            if _typed("Repeat for confirmation") == value:
                 return value
             warn("The two values do not match. Enter them again")
 
@@ -119,7 +117,7 @@ def _typed(question: str) -> str:
             return str(click.prompt(question, hide_input=True, err=True))
     except UnicodeDecodeError:
         click.echo(err=True)
-        return _NOT_TEXT
+    raise click.ClickException("Nothing was stored: it is not valid UTF-8")
 
 
 def _is_start_of_pem(text: str) -> bool:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import copy
 import difflib
 import errno
+import functools
 import os
 import shlex
-import sys
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -27,8 +26,8 @@ from ..errors import DatabaseUnavailable, printable
 from ..events import via
 from ..instance import get_instance, stop
 from . import interrupt
-from .arguments import GIVEN, Command, Decorator
-from .output import give_up_stdout, is_terminal, path_of, warn
+from .arguments import GIVEN, Command
+from .output import give_up_stdout, path_of, warn
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -55,22 +54,32 @@ class DatabaseCommand(Command):
     """A command on an instance. Its callback is `async def (datasette, **own_options)`.
 
     It returns the exit code, None for 0. The options of `datasette serve` are added when
-    they are first asked for, since importing them takes long.
+    they are first asked for, since importing them takes long. `creates`: it stores
+    secrets, so --create makes a database, and a new name is fine. `missing`: what to do
+    when a FILE does not exist.
     """
 
     example_options = "-c datasette.yaml --internal internal.db"
-    #: What to do when a FILE does not exist.
-    missing_file = "check the paths, which are not repeated here"
-    #: Whether it stores secrets. Then --create makes a database, and a new name is fine.
-    creates = False
+    callback: Any
     _serve_options: frozenset[str] | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        creates: bool = False,
+        missing: str = "check the paths, which are not repeated here",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._creates = creates
+        self._missing = missing
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if self._serve_options is None:
             own = {param.name for param in self.params}
-            shown = SHOWN | ({"create"} if self.creates else set())
+            shown = SHOWN | ({"create"} if self._creates else set())
             copied = [each for each in _serve_params(shown) if each.name not in own]
-            self.params += copied
+            self.params = [*self.params, *copied]
             self._serve_options = frozenset(str(param.name) for param in copied)
         return super().get_params(ctx)
 
@@ -86,8 +95,6 @@ class DatabaseCommand(Command):
             datasette = self._build(ctx, options)
             interrupt.run(self._run(datasette, ctx.params), datasette.close)
         except KeyboardInterrupt:
-            if is_terminal(sys.stderr):
-                click.echo(err=True)
             raise click.ClickException(
                 "Interrupted: nothing is half done, and the command can be run again"
             ) from None
@@ -104,13 +111,12 @@ class DatabaseCommand(Command):
 
     async def _run(self, datasette: Datasette, own_options: dict[str, Any]) -> None:
         via.set("shell")
-        run = cast(Callable[..., Coroutine[Any, Any, int | None]], self.callback)
         try:
             await self.check(datasette)
             if "name" in own_options:
                 name = own_options["name"]
-                await require_name(datasette, name, can_be_new=self.creates)
-            exit_code = await run(datasette, **own_options)
+                await require_name(datasette, name, can_be_new=self._creates)
+            exit_code = await self.callback(datasette, **own_options)
         except DatabaseUnavailable as error:
             raise DatabaseUnavailable(f"{path_of(datasette)}: {error}") from None
         finally:
@@ -130,18 +136,16 @@ class DatabaseCommand(Command):
         await database.journal_mode(db)
 
     def _build(self, ctx: click.Context, options: dict[str, Any]) -> Datasette:
-        create = bool(options.get("create")) and self.creates
+        create = bool(options.get("create")) and self._creates
         # An empty one, from a variable that is set to nothing, is none.
         options["internal"] = options.get("internal") or None
         if ":memory:" in (options["internal"] or ""):
             _refuse_temporary()
         if options["internal"]:
-            way_out = (
-                "check the path, or add --create" if self.creates else "check the path"
-            )
+            way_out = "check the path" + ", or add --create" * self._creates
             self._require_file("--internal", options["internal"], create, way_out)
         for file in options.get("files") or ():
-            self._require_file("FILES", file, create, self.missing_file)
+            self._require_file("FILES", file, create, self._missing)
         try:
             datasette: Datasette = ctx.invoke(
                 cli.commands["serve"], return_instance=True, **options
@@ -177,19 +181,7 @@ class DatabaseCommand(Command):
             raise click.UsageError(f"{option} {problem}{shown}: {way_out}")
 
 
-def command(
-    *params: Decorator,
-    command_class: type[DatabaseCommand] = DatabaseCommand,
-    **attributes: Any,
-) -> Callable[[Callable[..., Any]], DatabaseCommand]:
-    """Make a command of a callback, with these arguments and options, in this order."""
-
-    def decorate(callback: Callable[..., Any]) -> DatabaseCommand:
-        for param in reversed(params):
-            callback = param(callback)
-        return click.command(cls=command_class, **attributes)(callback)
-
-    return decorate
+command = functools.partial(click.command, cls=DatabaseCommand)
 
 
 async def require_name(
