@@ -167,6 +167,6 @@ def test_a_start_without_a_key_names_the_plugin_once(
     [line] = [
         line
         for line in said_at_start(filled, capsys).splitlines()
-        if "is not configured" in line
+        if "secrets is not configured" in line
     ]
-    assert line.startswith("datasette-secrets is not configured: ")
+    assert line.startswith("datasette-secrets is not configured")
