@@ -136,10 +136,6 @@ def flag(names: str, help: str) -> click.Option:
     return click.Option(names.split(), is_flag=True, help=help)
 
 
-def argument(name: str, type: Any = None, metavar: str | None = None) -> click.Argument:
-    return click.Argument([name], type=type, metavar=metavar)
-
-
 actor = option(
     "--actor actor_id ID",
     "Record this actor ID instead of cli:<login name>",
@@ -149,4 +145,4 @@ json = flag("--json as_json", "Print JSON")
 dry_run = flag("--dry-run", "Show what would be done")
 yes = flag("-y --yes", "Do not ask for confirmation")
 vacuum = flag("--vacuum", "Rewrite the file, even if it is large or a named database")
-name = argument("name", secret_name)
+name = click.Argument(["name"], type=secret_name)

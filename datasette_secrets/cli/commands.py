@@ -15,14 +15,12 @@ from .. import changes, checks, health, listing, serialize, service, store
 from ..errors import DatabaseUnavailable, SecretsError, printable
 from ..instance import get_instance
 from . import arguments, output, prompt
-from .arguments import argument, flag, option
+from .arguments import flag, option
 from .serve import command, require_name, stored_versions
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: Columns of a table.
-_VERSION = ("version", "updated_at", "updated_by")
 _USED = ("last_used_at", "last_used_by")
 
 
@@ -35,10 +33,8 @@ async def list_(datasette: Datasette, as_json: bool) -> None:
     """
     listed = await listing.list_secrets(datasette)
     rows = [serialize.secret_json(each) for each in listed]
-    if as_json:
-        output.print_json({"secrets": rows})
-    else:
-        output.print_rows(rows, ["name", "state", *_VERSION, *_USED, "note"])
+    columns = ["name", "state", "version", "updated_at", "updated_by", *_USED, "note"]
+    output.print_rows(rows, columns, {"secrets": rows} if as_json else None)
 
 
 @command(params=[arguments.name, arguments.json])
@@ -50,11 +46,9 @@ async def history(datasette: Datasette, name: str, as_json: bool) -> None:
         serialize.version_json(each, listing.version_state(instance, each), past)
         for each in await stored_versions(datasette, name)
     ]
-    if as_json:
-        output.print_json({"name": name, "versions": rows})
-    else:
-        created = ["version", "state", "created_at", "created_by"]
-        output.print_rows(rows, [*created, *_USED, "key_id", "note"])
+    columns = ["version", "state", "created_at", "created_by", *_USED, "key_id", "note"]
+    content = {"name": name, "versions": rows}
+    output.print_rows(rows, columns, content if as_json else None)
 
 
 _only = option("--name only NAME", "Only show this secret", arguments.secret_name)
@@ -77,11 +71,8 @@ async def log(
     if only and not entries:
         await require_name(datasette, only)
     rows = [serialize.entry_json(each) for each in entries]
-    if as_json:
-        output.print_json({"log": rows})
-    else:
-        change = ["at", "action", "name", "version", "actor_id", "via"]
-        output.print_rows(rows, [*change, "detail"])
+    columns = ["at", "action", "name", "version", "actor_id", "via", "detail"]
+    output.print_rows(rows, columns, {"log": rows} if as_json else None)
 
 
 _version = option(
@@ -139,12 +130,9 @@ async def check(datasette: Datasette, name: str, actor_id: str) -> int:
     return exit_code
 
 
+_existing_file = click.Path(exists=True, dir_okay=False)
 _set_options = [
-    option(
-        "--value-file FILE",
-        "Read the value from this file",
-        click.Path(exists=True, dir_okay=False),
-    ),
+    option("--value-file FILE", "Read the value from this file", _existing_file),
     option("--note TEXT", "A note for administrators, up to 100 characters"),
     option("--renew-by DATE", "The day to renew it by, YYYY-MM-DD", arguments.date),
     option(
@@ -182,7 +170,7 @@ async def set_(
 
 
 @command(
-    params=[arguments.name, argument("text"), arguments.actor],
+    params=[arguments.name, click.Argument(["text"]), arguments.actor],
     example='OPENAI_API_KEY "ask Anna"',
 )
 async def note(datasette: Datasette, name: str, text: str, actor_id: str) -> None:
@@ -196,7 +184,7 @@ async def note(datasette: Datasette, name: str, text: str, actor_id: str) -> Non
     output.say(f"Changed the note of {name} version {version}")
 
 
-_date = argument("date", arguments.date_or_never)
+_date = click.Argument(["date"], type=arguments.date_or_never)
 
 
 @command(
@@ -214,7 +202,7 @@ async def renew(datasette: Datasette, name: str, date: str, actor_id: str) -> No
     output.say(f"{name} version {version} {due}")
 
 
-_env_file = argument("env_file", metavar="FILE")
+_env_file = click.Argument(["env_file"], metavar="FILE")
 _skip = flag("--skip-existing", "Skip names that are already stored")
 
 
@@ -289,7 +277,7 @@ async def restore(datasette: Datasette, name: str, yes: bool, **options: Any) ->
     output.say(f"Restored {name} version {version}")
 
 
-_number = argument("version", arguments.version_number, metavar="N")
+_number = click.Argument(["version"], type=arguments.version_number, metavar="N")
 
 
 @command(
@@ -310,7 +298,7 @@ async def rollback(
 
 _versions = option(
     "--version versions N",
-    "Destroy this version. Can be given several times",
+    "Destroy this one; repeatable",
     arguments.version_number,
     multiple=True,
 )
@@ -341,11 +329,10 @@ async def destroy(
         versions = tuple(each.version for each in older if not each.is_destroyed)
     _require_versions(name, stored, versions)
     is_used = not newest.is_deleted and newest.version in versions
-    question = (
-        f"Destroy {name} version{'s' if len(versions) > 1 else ''} "
-        f"{', '.join(map(str, versions))} for good"
-        f"{f' (plugins use version {newest.version})' if is_used else ''}?"
-    )
+    used = f" (plugins use version {newest.version})" if is_used else ""
+    plural = "s" if len(versions) > 1 else ""
+    which = f"version{plural} {', '.join(map(str, versions))}"
+    question = f"Destroy {name} {which} for good{used}?"
     options |= _confirm(question, newest, yes or not versions)
     destroyed, clean_up = await service.destroy_versions(
         datasette, name, versions, **options
@@ -370,7 +357,8 @@ def _require_versions(
         )
 
 
-_row_id = argument("row_id", click.IntRange(-(2**63), 2**63 - 1), metavar="ID")
+_ids = click.IntRange(-(2**63), 2**63 - 1)
+_row_id = click.Argument(["row_id"], type=_ids, metavar="ID")
 
 
 @command(

@@ -12,7 +12,7 @@ from ..database import journal_mode
 from ..envelope import generate_master_key
 from ..instance import get_instance
 from . import arguments, output, prompt
-from .arguments import Command, argument, flag, option
+from .arguments import Command, flag, option
 from .serve import DatabaseCommand, command
 
 if TYPE_CHECKING:
@@ -73,9 +73,10 @@ async def new_key(datasette: Datasette, second: bool, swap: bool) -> None:
     output.print_new_key(done, how)
 
 
-@click.command(
-    cls=Command, example="master.key", params=[argument("file", metavar="FILE")]
-)
+_file = click.Argument(["file"], metavar="FILE")
+
+
+@click.command(cls=Command, params=[_file], example="master.key")
 def key_id(file: str) -> None:
     """Print the key ID of each master key in FILE
 

@@ -77,11 +77,18 @@ _HEADINGS = {
 }
 
 
-def print_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
-    """A table on stdout of these keys of objects that `--json` prints.
+def print_rows(
+    rows: Sequence[Mapping[str, object]],
+    columns: Sequence[str],
+    content: dict[str, Any] | None,
+) -> None:
+    """The JSON `content`, or without it a table of these keys of the objects in it.
 
     On a terminal it is no wider than that, and shows how long ago a time is.
     """
+    if content is not None:
+        print_json(content)
+        return
     is_short = is_terminal(sys.stdout)
     cells = [[_HEADINGS.get(key, key.upper()) for key in columns]]
     for row in rows:
