@@ -13,12 +13,12 @@ The package. A module imports only from those below it, and a folder is one leve
     last_used       who used what when, in few writes
     serialize       the objects of the JSON API and of --json
     store           every statement on secrets
-    changes         one path for every change: its transaction, log and events
+    changes         one path for every change, and the log
     inspection      the one check of the whole tables
     schema          the tables and migrations      database    read, write, errors, Reader
     config          settings                       registry    Secret and its hook
     keyfiles        new keys in the files of a key ring
-    events          authors, changes, and what other plugins are told
+    events          what other plugins are told of a change
     envelope        keys and the envelope: all cryptography
     fernet          what datasette-secrets 0.x stored
     errors          the error classes
@@ -75,9 +75,9 @@ __all__ = [
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """What needs the database, loaded when it is asked for.
+        """Import what needs the database on first use.
 
-        Every `datasette` command loads this package, and most need nothing more of it.
+        Every `datasette` command imports this package, and most need no more of it.
         """
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -103,7 +103,7 @@ def get_config(datasette: Datasette) -> dict[str, str] | None:
 
 @hookimpl
 def startup(datasette: Datasette) -> Any:
-    """Check the settings, and bring the table to this version's shape."""
+    """Check the settings, and migrate the table."""
     from .health import start
 
     return start(datasette)
@@ -111,7 +111,7 @@ def startup(datasette: Datasette) -> Any:
 
 @hookimpl
 def shutdown(datasette: Datasette) -> Any:
-    """Write the uses that wait."""
+    """Write the uses that are still queued."""
     from .instance import stop
 
     return stop(datasette)
@@ -135,7 +135,7 @@ def permission_resources_sql(datasette: Datasette, action: str) -> Any:
 
 @hookimpl
 def write_wrapper(datasette: Datasette, database: str, request: Any) -> Any:
-    """The same for writes that Datasette makes without asking about the table."""
+    """The same for writes for which Datasette checks no table permission."""
     from .permissions import write_lock
 
     return write_lock(datasette, database, request)
@@ -168,7 +168,7 @@ def register_routes() -> Any:
 
 @hookimpl
 def menu_links(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
-    """The link to the pages, for those who may."""
+    """The link to the pages, for actors with the permission."""
     from .web import menu_links
 
     return menu_links(datasette, actor)
@@ -190,7 +190,7 @@ def register_commands(cli: Any) -> None:
     cli.add_command(secrets)
 
 
-# A secret that cannot be read costs a plugin its links, and nobody a page.
+# A page is shown without the links of a plugin that cannot read its secret.
 _homepage_actions = contain("homepage_actions")
 _database_actions = contain("database_actions")
 _table_actions = contain("table_actions")

@@ -77,7 +77,7 @@ class Changing:
             self._written[table, row_id] = None
 
     def log(self, change: Change, row_id: int | None = None) -> int:
-        """Write the row of a change, or its detail into the row that it has already.
+        """Write the row of a change, or update the detail of the row that it has.
 
         Returns the id of that row.
         """
@@ -118,7 +118,7 @@ async def make(
     """Run `change` in one transaction, and return what it returns.
 
     Its rows and those of the log are read back before the commit; events go out after it.
-    `migrates`: it sees to the migration itself. Raises what `change` raises, NeedsUpgrade
+    `migrates`: `change` migrates the table itself. Raises what `change` raises, NeedsUpgrade
     for a table of 0.x, and DatabaseUnavailable; nothing is then changed.
     """
     try:
@@ -150,7 +150,7 @@ async def make(
 
 
 async def announce(datasette: Datasette, actor_id: str | None, change: Change) -> None:
-    """Send the event of what took several transactions."""
+    """Send the event of a change that took several transactions."""
     event = change.event(actor_id)
     if event is not None and hasattr(datasette, "event_classes"):
         await datasette.track_event(event)
@@ -159,7 +159,7 @@ async def announce(datasette: Datasette, actor_id: str | None, change: Change) -
 async def record(
     datasette: Datasette, db: Database, actor_id: str | None, change: Change
 ) -> None:
-    """Log what changes no secret: that one was read in the shell, or checked."""
+    """Log that a secret was read in the shell, or checked."""
 
     def record_change(changing: Changing) -> None:
         changing.made.append(change)
@@ -231,7 +231,7 @@ class Past(NamedTuple):
         origins = self.rolled_back_from
 
         def origin(number: Any) -> object:
-            # Each step goes to a lower number, whatever somebody has written to the log.
+            # Always to a lower number, so that an edited log cannot cause a loop.
             while origins.get(number, number) < number:
                 number = origins[number]
             return number

@@ -145,7 +145,7 @@ async def _ask(
     seconds: float,
     deliver: Callable[[CheckResult], None],
 ) -> None:
-    # What a task of the check raises would be logged, text and all.
+    # asyncio would log an exception of the check's tasks, with its text.
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     try:
         # A second longer than the caller waits, who describes a time-out better.
@@ -155,7 +155,7 @@ async def _ask(
         # Only the name of the type is shown.
         message = f"The check failed with {type(error).__name__}"
         result = CheckResult("unknown", _safe(message, value))
-    # Delivered before the loop closes, which waits for what the check left behind.
+    # Before the loop closes, which waits for tasks and threads of the check.
     deliver(result)
 
 
@@ -171,7 +171,7 @@ def _read(answer: object, value: Plaintext) -> CheckResult:
 
 
 def _safe(message: object, value: Plaintext) -> str:
-    """The message made fit to be shown, or a sentence that says why it is not."""
+    """The message as it can be shown, or the reason why it is not shown."""
     if type(message) is not str:
         return ""
     cut = " ".join(message[: _MESSAGE_MAX_CHARACTERS + 1].split())
@@ -196,13 +196,13 @@ def _reveals(message: str, value: str) -> bool:
 
 
 def _spellings(value: str) -> Iterator[str]:
-    """The value as providers and programs spell it, in lower case."""
+    """The value in the encodings that a message may use, in lower case."""
     utf8 = value.encode("utf-8")
     yield from map(str.casefold, (value, " ".join(value.split()), utf8.hex()))
     for spell in (repr, ascii, json.dumps, quote_plus):
         yield spell(value).casefold()
     yield quote(value, safe="").casefold()
-    for skipped in range(3):  # within something longer, it starts at any of these
+    for skipped in range(3):  # within a longer text, it can start at any of these
         encoded = base64.b64encode(utf8[skipped:]).decode("ascii").casefold()
         yield encoded
         yield encoded.translate(str.maketrans("+/", "-_"))

@@ -137,7 +137,7 @@ class VersionConflict(SecretsError):
 
 
 class InvalidSecret(SecretsError):
-    """A name, note, value or version that cannot be accepted. Nothing was written."""
+    """A name, note, value, version or date is invalid. Nothing was written."""
 
     code = "invalid-secret"
 

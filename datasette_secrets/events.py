@@ -21,7 +21,7 @@ class SetSecret(Event):
 
 @dataclass
 class DeleteSecret(Event):
-    """A secret was deleted: its newest version was marked."""
+    """The newest version of a secret was marked as deleted."""
 
     name: ClassVar[str] = "delete-secret"
     secret: str

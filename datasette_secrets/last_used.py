@@ -66,7 +66,7 @@ class LastUsedRecorder:
             await asyncio.wait([done], timeout=WAIT_SECONDS)
 
     async def flush(self) -> None:
-        """Write what waits, once; for a server that is about to stop."""
+        """Write the queued uses now, when the server stops."""
         queue = self._queues.get(asyncio.get_running_loop())
         if queue is not None:
             await queue.flush()
@@ -93,10 +93,10 @@ class LastUsedRecorder:
 
 
 class _Queue:
-    """The uses that wait on one event loop, and what writes them when it is time.
+    """The queued uses of one event loop, and the timer that writes them.
 
-    Between two writes there is a timer at most: a loop that ends leaves no task behind,
-    and an idle queue refers to no loop.
+    Between two writes there is at most a timer, so a loop that ends leaves no task behind.
+    An idle queue refers to no loop.
     """
 
     def __init__(self, recorder: LastUsedRecorder) -> None:
@@ -120,7 +120,7 @@ class _Queue:
         return self._done
 
     async def flush(self) -> None:
-        """Write what waits, once, after the write that is running."""
+        """Write the queued uses now, after a write that is running."""
         if isinstance(self._next, asyncio.Task):
             await asyncio.wait([self._next])
         await self._write_pending()

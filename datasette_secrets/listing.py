@@ -74,8 +74,7 @@ async def secret_state(datasette: Datasette, name: str) -> SecretState:
     """Whether a secret is set, for a page that offers what needs it.
 
     `name`: registered or not. Nothing is decrypted and no use is recorded, so it can be
-    asked on every page. A damaged row raises nothing here: `get_secret` says what is
-    wrong when the value is needed.
+    asked on every page. A damaged row raises nothing here, only in `get_secret`.
     """
     instance = get_instance(datasette)
     newest = await store.newest(instance.reader, name)

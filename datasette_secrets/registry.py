@@ -1,4 +1,4 @@
-"""What plugins register: `Secret` with its check, and the hook through which they do."""
+"""What plugins register: `Secret`, its check, and the hook."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def get_secrets(datasette: Datasette) -> list[Secret]:
 
 async def registered_secrets(datasette: Datasette) -> dict[str, Registered]:
     """The same by name, with the plugins that registered each."""
-    # Importing this loads every plugin, and they import this package.
+    # Not at the top: this import loads every plugin, and those import this package.
     from datasette.plugins import pm
 
     by_name: dict[str, Registered] = {}
@@ -125,7 +125,7 @@ def _call_each(pm: PluginManager, datasette: Datasette) -> Iterator[tuple[str, A
 
 
 def _add(by_name: dict[str, Registered], secret: Secret, plugin_name: str) -> None:
-    """Add what one plugin registered to what others have registered under that name."""
+    """Add the secret of one plugin to those of the others with that name."""
     name, url, label = secret.name, secret.obtain_url, secret.obtain_label
     known = by_name.setdefault(name, Registered(name, secret.description, url, label))
     if plugin_name not in known.registered_by:

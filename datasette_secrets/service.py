@@ -57,7 +57,7 @@ async def get_secret(
 async def get_version(
     datasette: Datasette, name: str, version: int, *, actor_id: str | None = None
 ) -> str:
-    """The value of one stored version, whatever the environment says, deleted or not.
+    """The value of one stored version, even if it is deleted or overridden.
 
     Raises InvalidSecret when there is no such version or it was destroyed, and what
     `get_secret` raises.

@@ -239,8 +239,9 @@ def test_only_the_modules_of_the_database_hold_sql() -> None:
         for name, tree in MODULES.items()
         if any(_SQL.search(text) for text in texts(tree))
     }
-    # The rule that locks the tables is a fragment for Datasette, which runs it. It reads
-    # no table.
+    # `changes` writes and reads back rows of both tables, and reads the log. `inspection`
+    # reads the schema. The rule that locks the tables is a fragment for Datasette, which
+    # runs it. It reads no table.
     assert holding == {"store", "changes", "inspection", "schema", "database"}
 
 
