@@ -559,9 +559,14 @@ def test_long_names_and_notes_fit_a_phone(visit: Visit, site: Site) -> None:
     page.get_by_label("Note").fill("n" * 100)
     page.get_by_role("button", name="Save").click()
     expect(message(page)).to_contain_text("Note of")
-    for path in ("", "/" + "L" * 128, "/" + "L" * 128 + "/-/destroy"):
+    for path in ("", "/" + "L" * 128, "/" + "L" * 128 + "/-/destroy", "/-/log"):
         page.goto(f"{site.address}/-/secrets{path}")
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    # A long name in the next column leaves this one its width.
+    for width, cell in ((PHONE["width"], "th"), (1280, "td:last-child")):
+        page.set_viewport_size({"width": width, "height": 800})
+        box = page.locator(f"[data-change] {cell}").first.bounding_box()
+        assert box is not None and box["width"] > 80
 
 
 # Other sites.

@@ -105,9 +105,10 @@ class Presenter:
             return None
         who = self.names.get(str(by), str(by)) if by else None
         try:
-            time = datetime.datetime.strptime(f"{at} +0000", "%Y-%m-%d %H:%M:%S %z")
+            time = datetime.datetime.fromisoformat(str(at))
         except ValueError:
             return Stamp(str(at), str(at), "", who)
+        time = time.replace(tzinfo=datetime.timezone.utc)
         return Stamp(
             _ago(int((self.now - time).total_seconds())),
             time.strftime("%Y-%m-%d %H:%M:%S UTC"),
