@@ -236,7 +236,7 @@ def unavailable(error: sqlite3.Error, verb: str) -> DatabaseUnavailable:
 
 
 def not_kept() -> DatabaseUnavailable:
-    """What a change raises that does not find, in its transaction, what it has written."""
+    """The error of a change whose rows are not stored as they were written."""
     return DatabaseUnavailable(
         "The database of the secrets does not hold what was written to it. Something in "
         "it undoes changes, or another process changes the same rows: run 'datasette "

@@ -88,7 +88,7 @@ async def start(datasette: Datasette) -> None:
 
 
 async def _inspect(datasette: Datasette) -> None:
-    """Say on stderr what the check of the whole table finds, what was said aside."""
+    """Say on stderr what the check of the tables finds, unless `start` has said it."""
     with suppress(DatabaseUnavailable):
         for finding in await inspection.inspect(get_instance(datasette).db):
             if finding.code != inspection.MADE_BY_OTHERS:

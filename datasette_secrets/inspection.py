@@ -12,7 +12,7 @@ import re
 import shlex
 import sqlite3
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -294,17 +294,15 @@ def _refuse(findings: list[Finding]) -> None:
         raise DatabaseUnavailable(f"{findings[0].sentence}{others}")
 
 
-async def prepare(
-    db: Database, *, migrate: Callable[[Database], Awaitable[None]] | None = None
-) -> None:
+async def prepare(db: Database) -> None:
     """Migrate and check the tables before the first change in the life of this process.
 
     What was found is looked for again before each change, until it has been dealt with.
-    `migrate`: what migrates, if not `schema.ensure_migrated`. Raises DatabaseUnavailable.
+    Raises NeedsUpgrade for a table of 0.x, and DatabaseUnavailable.
     """
     is_sound = _found.get(db) == []
     if not is_sound:
         await require_own(db)
-    await (migrate or schema.ensure_migrated)(db)
+    await schema.ensure_migrated(db)
     if not is_sound:
         await require_sound(db)

@@ -5,7 +5,7 @@ batch is one transaction. A row changes only if it still is the one that was rea
 envelope has been decrypted again before it is written, and what is stored is compared
 with it before the commit. Passes go on until no row is left. Killed at any instant, every
 secret can still be decrypted with the same key ring, and running it again finishes the
-work. `rewrite` does the same for an upgrade.
+work.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-    from datasette.database import Database
-
 
 BATCH_SIZE = 5_000
 # How often a rotation goes over rows that other servers write meanwhile, and how often it
@@ -292,93 +290,60 @@ async def rotate(
         return report
 
     await inspection.prepare(instance.db)
-    work = Rewriting(
-        datasette, actor_id, rewrite, describe, wraps_only=not new_data_keys
-    )
+    log_id: int | None = None
+
+    async def replace(changes: list[store.Replacement]) -> list[int]:
+        """Returns the ids of the rows that somebody else changed after they were read."""
+
+        def replace_secret_envelopes(changing: Changing) -> store.Replaced:
+            nonlocal log_id
+            replaced = store.replace_envelopes(
+                changing.conn, changes, wraps_only=not new_data_keys
+            )
+            if replaced.written:
+                described = describe(report.changed + replaced.written)
+                log_id = changing.log(described, log_id)
+            return replaced
+
+        replaced = await make(
+            datasette, instance.db, actor_id, replace_secret_envelopes
+        )
+        report.changed += replaced.written
+        return replaced.changed_meanwhile
+
     left: dict[int, Problem] = {}
     passing = rows_to_change(everywhere)
     for _ in range(PASSES_MAX):
-        before = work.changed
-        left |= await work.run(passing, progress)
+        before = report.changed
+        async for rows in passing:
+            size = len(rows)
+            for _ in range(PASSES_MAX):
+                changes, found = rewritten(rows, rewrite)
+                left |= found
+                changed_meanwhile = await replace(changes) if changes else []
+                if not changed_meanwhile:
+                    break
+                rows = await store.rows_with_ids(
+                    instance.db, changed_meanwhile, wraps_only=not new_data_keys
+                )
+            else:
+                raise database.not_kept()
+            if progress:
+                progress(size)
         report.census = await census(datasette)
-        if work.changed == before or not report.census.elsewhere:
+        if report.changed == before or not report.census.elsewhere:
             break
         # What a server that has another key first has stored meanwhile.
         passing, progress = rows_to_change(primary), None
     # What could not be decrypted may have been destroyed or replaced meanwhile.
     again = await store.rows_with_ids(instance.db, list(left))
     report.problems = list(rewritten(again, prove)[1].values())
-    await work.finish(report, vacuum)
+    report.clean_up = await service.clean_up(instance, vacuum=vacuum)
+    await inspection.require_sound(instance.db)
     report.complete = not report.problems and not report.census.elsewhere
+    if report.changed:
+        await announce(datasette, actor_id, describe(report.changed))
     return report
-
-
-@dataclass
-class Rewriting:
-    """Writes the envelope that `operation` makes over that of each row, in batches.
-
-    `describe`: makes the change of so many versions, for the log, which gets one row.
-    """
-
-    datasette: Datasette
-    actor_id: str | None
-    operation: Operation
-    describe: Callable[[int], Change]
-    wraps_only: bool = False
-    changed: int = 0
-    _log_id: int | None = None
-
-    async def run(
-        self, batches: AsyncIterator[list[store.Row]], progress: Progress | None
-    ) -> dict[int, Problem]:
-        """Rewrite these rows; by its id the problem of each that was left.
-
-        A row that somebody else changed after it was read is read and tried again.
-        Raises DatabaseUnavailable when the database does not hold what was written to it.
-        """
-        problems: dict[int, Problem] = {}
-        db = get_instance(self.datasette).db
-        async for rows in batches:
-            size = len(rows)
-            for _ in range(PASSES_MAX):
-                changes, found = rewritten(rows, self.operation)
-                problems |= found
-                others = await self._write(db, changes) if changes else []
-                if not others:
-                    break
-                rows = await store.rows_with_ids(db, others, wraps_only=self.wraps_only)
-            else:
-                raise database.not_kept()
-            if progress:
-                progress(size)
-        return problems
-
-    async def _write(self, db: Database, changes: list[store.Replacement]) -> list[int]:
-        """Returns the ids of the rows that somebody else changed meanwhile."""
-
-        def replace_secret_envelopes(changing: Changing) -> store.Replaced:
-            replaced = store.replace_envelopes(
-                changing.conn, changes, wraps_only=self.wraps_only
-            )
-            if replaced.written:
-                described = self.describe(self.changed + replaced.written)
-                self._log_id = changing.log(described, self._log_id)
-            return replaced
-
-        replaced = await make(
-            self.datasette, db, self.actor_id, replace_secret_envelopes
-        )
-        self.changed += replaced.written
-        return replaced.changed_meanwhile
-
-    async def finish(self, report: Report, vacuum: bool) -> None:
-        """Clean up, check the tables again, and send the event."""
-        instance = get_instance(self.datasette)
-        report.changed = self.changed
-        report.clean_up = await service.clean_up(instance, vacuum=vacuum)
-        await inspection.require_sound(instance.db)
-        if self.changed:
-            await announce(self.datasette, self.actor_id, self.describe(self.changed))
 
 
 async def batches(

@@ -32,11 +32,7 @@ VERSION_MAX = 2**53
 migrations = sqlite_utils.Migrations("datasette-secrets")
 
 #: What 0.x did not have.
-ADDED = (
-    ("wrapped_key", "blob"),
-    ("envelope_version", "integer"),
-    ("renew_by", "text"),
-)
+ADDED = (("wrapped_key", "blob"), ("envelope_version", "integer"), ("renew_by", "text"))
 
 
 @migrations(name="0001_table")
@@ -165,23 +161,6 @@ def _columns(conn: sqlite3.Connection) -> set[str]:
     return {row[1] for row in conn.execute(f"pragma table_info({TABLE})").fetchall()}
 
 
-async def migrate(db: Database, *, of_zero: bool = False) -> None:
-    """Bring the tables to this version's shape, unless they have it already.
-
-    `of_zero`: also a table of 0.x with values in it. Without it, that raises NeedsUpgrade.
-    Raises DatabaseUnavailable.
-    """
-
-    def migrate_secrets_table(conn: sqlite3.Connection) -> None:
-        value = None if of_zero else value_of_zero(conn)
-        if value is not None:
-            raise NeedsUpgrade(*value)
-        make_private(conn)
-        apply_migrations(conn)
-
-    await write(db, migrate_secrets_table)
-
-
 def value_of_zero(conn: sqlite3.Connection) -> tuple[str, int] | None:
     """Name and version of a value in a table of 0.x that no migration has reached yet."""
     columns = _columns(conn)
@@ -202,10 +181,18 @@ _migrated: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
 async def ensure_migrated(db: Database) -> None:
-    """Migrate once in the life of this process, before the first write.
+    """Bring the tables to this version's shape, once in the life of this process.
 
     Raises NeedsUpgrade for a table of 0.x with values in it, and DatabaseUnavailable.
     """
+
+    def migrate_secrets_tables(conn: sqlite3.Connection) -> None:
+        value = value_of_zero(conn)
+        if value is not None:
+            raise NeedsUpgrade(*value)
+        make_private(conn)
+        apply_migrations(conn)
+
     if db not in _migrated:
-        await migrate(db)
+        await write(db, migrate_secrets_tables)
         _migrated.add(db)

@@ -434,11 +434,11 @@ async def rows_from(
     return list(map(Row._make, await _fetch(db, sql, parameters)))
 
 
-def legacy_rows(conn: sqlite3.Connection) -> list[Row]:
-    """All rows of 0.x that hold a value."""
-    return list(
-        map(Row._make, _select(conn, _select_rows(f"{_NO_ENVELOPE} order by id"), {}))
-    )
+def legacy_rows(conn: sqlite3.Connection, row_id: int, limit: int) -> list[Row]:
+    """Up to `limit` rows of 0.x that hold a value, from id `row_id` on; all for -1."""
+    sql = _select_rows(f"id >= :row_id and {_NO_ENVELOPE} order by id limit :limit")
+    rows = _select(conn, sql, {"row_id": row_id, "limit": limit})
+    return list(map(Row._make, rows))
 
 
 async def rows_with_ids(

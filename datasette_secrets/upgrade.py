@@ -6,29 +6,17 @@ that is found later is bound to no name, so that only the command and the page c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 from . import envelope, fernet, inspection, schema, service, store
-from .changes import Changing, make
+from .changes import Changing, announce, make
 from .events import Change, via
 from .instance import get_instance
-from .rotation import (
-    BATCH_SIZE,
-    PASSES_MAX,
-    Problem,
-    Progress,
-    Report,
-    Rewriting,
-    batches,
-    rewritten,
-)
+from .rotation import BATCH_SIZE, Progress, Report, batches, rewritten
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-    from datasette.database import Database
 
 
 @dataclass
@@ -59,34 +47,16 @@ async def upgrade(
     to upgrade and `cryptography` is not installed.
     """
     instance = get_instance(datasette)
-    operation = partial(_upgrade, instance.settings.require_ring())
-    report = Upgrade(dry_run)
-    found: dict[int, tuple[str, object]] = {}
-
-    async def legacy_rows() -> AsyncIterator[list[store.Row]]:
-        async for rows in batches(instance, batch_size, legacy_only=True):
-            found.update((row.id, (str(row.name), row.version)) for row in rows)
-            yield rows
-
+    ring = instance.settings.require_ring()
     await inspection.require_sound(instance.db)
-    left: dict[int, Problem] = {}
-    work = Rewriting(datasette, actor_id, operation, _change)
+    report = Upgrade(dry_run)
     if dry_run:
-        async for rows in legacy_rows():
-            left |= rewritten(rows, operation)[1]
-    else:
-        await inspection.prepare(instance.db, migrate=_migrate)
-        for _ in range(PASSES_MAX):
-            before = work.changed
-            left = await work.run(legacy_rows(), progress)
-            if work.changed == before:
-                break
-            progress = None  # the rest is what another process has stored meanwhile
-    report.problems = list(left.values())
-    report.found = list(found.values())
-    if not dry_run:
-        await work.finish(report, vacuum)
-        report.complete = not report.problems
+        async for rows in batches(instance, batch_size, legacy_only=True):
+            _reseal(ring, rows, report)
+        return report
+    await _convert(datasette, report, actor_id, batch_size, progress)
+    report.clean_up = await service.clean_up(instance, vacuum=vacuum)
+    await inspection.require_sound(instance.db)
     return report
 
 
@@ -101,46 +71,69 @@ async def upgrade_at_start(datasette: Datasette) -> Upgrade | None:
     instance = get_instance(datasette)
     if not await schema.is_of_zero(instance.db):
         return None
-    operation = partial(_upgrade, instance.settings.require_ring())
     fernet.require_fernet()
     report = Upgrade()
-
-    def upgrade_secrets_at_start(changing: Changing) -> None:
-        if schema.value_of_zero(changing.conn) is None:  # another server was quicker
-            return
-        schema.apply_migrations(changing.conn)
-        rows = store.legacy_rows(changing.conn)
-        report.found = [(str(row.name), row.version) for row in rows]
-        resealed, left = rewritten(rows, operation)
-        report.problems = list(left.values())
-        report.changed = store.replace_envelopes(changing.conn, resealed).written
-        if report.changed:
-            changing.made.append(_change(report.changed))
-
     token = via.set("start")
     try:
-        await make(
-            datasette, instance.db, None, upgrade_secrets_at_start, migrates=True
-        )
+        await _convert(datasette, report, only_first=True)
     finally:
         via.reset(token)
     if report.changed:
         report.clean_up = await service.clean_up(instance)
-    report.complete = not report.problems
     return report
 
 
-async def _migrate(db: Database) -> None:
-    if await schema.is_of_zero(db):
-        fernet.require_fernet()
-    await schema.migrate(db, of_zero=True)
+async def _convert(
+    datasette: Datasette,
+    report: Upgrade,
+    actor_id: str | None = None,
+    batch_size: int = -1,
+    progress: Progress | None = None,
+    *,
+    only_first: bool = False,
+) -> None:
+    """Migrate the table, and re-seal its rows in transactions of so many rows.
+
+    `only_first`: unless another server has done so already.
+    """
+    instance = get_instance(datasette)
+    ring = instance.settings.require_ring()
+    next_id, log_id = -(2**63), None
+
+    def upgrade_secret_versions(changing: Changing) -> int:
+        nonlocal next_id, log_id
+        if only_first and schema.value_of_zero(changing.conn) is None:
+            return 0
+        schema.apply_migrations(changing.conn)
+        rows = store.legacy_rows(changing.conn, next_id, batch_size)
+        resealed = _reseal(ring, rows, report)
+        report.changed += store.replace_envelopes(changing.conn, resealed).written
+        if resealed:
+            log_id = changing.log(_change(report.changed), log_id)
+        next_id = rows[-1].id + 1 if rows else next_id
+        return len(rows)
+
+    while size := await make(
+        datasette, instance.db, actor_id, upgrade_secret_versions, migrates=True
+    ):
+        if progress:
+            progress(size)
+    report.complete = not report.problems
+    if report.changed:
+        await announce(datasette, actor_id, _change(report.changed))
+
+
+def _reseal(
+    ring: envelope.KeyRing, rows: list[store.Row], report: Upgrade
+) -> list[store.Replacement]:
+    def reseal(row: store.Row) -> envelope.Sealed:
+        return envelope.upgrade(ring, row.name, row.version, row.encrypted)
+
+    report.found += [(str(row.name), row.version) for row in rows]
+    resealed, left = rewritten(rows, reseal)
+    report.problems += left.values()
+    return resealed
 
 
 def _change(versions: int) -> Change:
     return Change("upgrade-secrets", detail={"versions": versions})
-
-
-def _upgrade(ring: envelope.KeyRing, row: store.Row) -> envelope.Sealed | None:
-    if not row.is_legacy:  # somebody else upgraded it meanwhile
-        return None
-    return envelope.upgrade(ring, row.name, row.version, row.encrypted)

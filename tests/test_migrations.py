@@ -274,7 +274,7 @@ KILLED = """
 import asyncio, os, signal, sys
 from datasette.app import Datasette
 from datasette.utils import sqlite3
-from datasette_secrets import schema
+from datasette_secrets import database, schema
 from datasette_secrets.instance import get_instance
 
 source, key, folder = sys.argv[1:]
@@ -301,7 +301,7 @@ def migrate(path):
         internal=path,
         config={"plugins": {"datasette-secrets": {"encryption-key": key}}},
     )
-    asyncio.run(schema.migrate(get_instance(datasette).db, of_zero=True))
+    asyncio.run(database.write(get_instance(datasette).db, schema.apply_migrations))
     datasette.close()
 
 last = 0

@@ -39,14 +39,16 @@ def alter(path: str, *statements: str) -> None:
 def before_the_write(
     datasette: Datasette, other: Callable[[], Awaitable[object]], *, times: int = 1
 ) -> None:
-    """Let `other` be quicker: it runs when rows were read and are not yet written."""
+    """Let `other` be quicker: it runs before the transaction that writes rows begins."""
     db = get_instance(datasette).db
     write = db.execute_write_fn
     left = times
 
     async def execute_write_fn(fn: Any, **options: Any) -> Any:
         nonlocal left
-        if fn.__qualname__.endswith("replace_secret_envelopes") and left:
+        if left and fn.__qualname__.endswith(
+            ("replace_secret_envelopes", "upgrade_secret_versions")
+        ):
             left -= 1
             await other()
         return await write(fn, **options)  # type: ignore[no-untyped-call]

@@ -26,6 +26,7 @@ from support.faults import OLD_TABLE, datasette_on
 from datasette_secrets import (
     InvalidSecret,
     VersionConflict,
+    database,
     delete_secret,
     envelope,
     get_secret,
@@ -103,7 +104,7 @@ async def newest(datasette: Datasette) -> int:
 
 
 async def migrate(datasette: Datasette, job: dict[str, Any]) -> dict[str, Any]:
-    await schema.migrate(get_instance(datasette).db, of_zero=True)
+    await database.write(get_instance(datasette).db, schema.apply_migrations)
     return {"legacy": (await rotation.census(datasette)).legacy}
 
 
