@@ -279,7 +279,7 @@ async def test_the_key_is_rotated_through_the_api(
     assert await get_secret(after, "KEY") == VALUE
 
 
-async def test_nothing_is_rotated_past_a_row_that_does_not_open(
+async def test_nothing_is_rotated_past_a_row_that_cannot_be_decrypted(
     make_datasette: MakeDatasette, master_key: str
 ) -> None:
     for keys, name in (([generate_master_key()], "LOST"), ([master_key], "KEY")):
@@ -475,7 +475,7 @@ async def test_a_destroyed_version_cannot_be_restored(api: Any) -> None:
 
 
 @pytest.mark.parametrize("skip", ["no", "false", 1, 0, [], {}])
-async def test_what_does_not_open_is_left_out_only_for_true(
+async def test_what_cannot_be_decrypted_is_left_out_only_for_true(
     api: Any, datasette: Datasette, skip: Any
 ) -> None:
     assert_refused(await api("/-/rotate", {"skip_unopenable": skip}), 400)

@@ -792,7 +792,7 @@ async def test_rows_of_0x_are_upgraded(
     assert "Nothing to do." in (await visitor.get("/-/upgrade")).text
 
 
-async def test_re_wrapping_is_not_offered_where_only_a_missing_key_opens(
+async def test_rotating_is_not_offered_where_only_a_missing_key_can_decrypt(
     make_datasette: MakeDatasette, master_key: str
 ) -> None:
     lost = make_datasette(generate_master_key())

@@ -11,6 +11,8 @@ from datasette.app import Datasette
 from support.visitor import Visitor
 
 from datasette_secrets import delete_secret, get_secret, set_secret
+from datasette_secrets.events import via
+from datasette_secrets.service import log_read
 
 VALUE = "sk-live-4f9c0d1e"
 
@@ -156,3 +158,15 @@ async def test_the_last_use_says_which_version_was_used(
     assert told.startswith("not yet used; version 1 just now") and told.endswith("bob")
     monkeypatch.setenv("DATASETTE_SECRETS_KEY", VALUE)
     assert last_used(await visitor.get("/KEY")) == "not tracked"
+
+
+async def test_a_value_that_was_read_in_the_shell_is_in_the_log(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", VALUE)
+    token = via.set("shell")
+    await log_read(datasette, "KEY", 1, actor_id="ann")
+    via.reset(token)
+    page = await visitor.get("/-/log")
+    [read] = re.findall(r'data-change="get-secret".*?</tr>', page.text, re.S)
+    assert "Read version 1" in read and ">ann<" in read and ">shell<" in read
