@@ -84,6 +84,11 @@ def test_each_example_can_be_pasted(name: str, folder: Path) -> None:
         documents.run(example, folder, env, typed="y\n" if name != "set" else "sk-2")
 
 
+def test_the_list_of_the_commands_cuts_no_description() -> None:
+    _, commands = secrets.get_help(CONTEXT).split("Commands:")
+    assert "..." not in commands
+
+
 def test_h_is_help_unless_datasette_has_it_for_the_host() -> None:
     assert "-h, --help" in secrets.get_help(CONTEXT)
     for name in NAMES:

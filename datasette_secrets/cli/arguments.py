@@ -142,7 +142,7 @@ actor = option(
     callback=lambda ctx, param, value: value or f"cli:{_login_name()}",
 )
 json = flag("--json as_json", "Print JSON")
-dry_run = flag("--dry-run", "Show what would be done")
+dry_run = flag("--dry-run", "Show what would be done, and change nothing")
 yes = flag("-y --yes", "Do not ask for confirmation")
 vacuum = flag("--vacuum", "Rewrite the file, even if it is large or a named database")
 name = click.Argument(["name"], type=secret_name)

@@ -26,10 +26,10 @@ _USED = ("last_used_at", "last_used_by")
 
 @command("list", params=[arguments.json])
 async def list_(datasette: Datasette, as_json: bool) -> None:
-    """List the secrets, but not their values
+    """List the secrets, not their values
 
-    These are the secrets that are stored or that plugins have declared. Environment
-    variables are those of this shell, not of the server.
+    This includes secrets that plugins have declared. The state "environment" is about the
+    variables of this shell, not of the server.
     """
     listed = await listing.list_secrets(datasette)
     rows = [serialize.secret_json(each) for each in listed]
@@ -39,7 +39,7 @@ async def list_(datasette: Datasette, as_json: bool) -> None:
 
 @command(params=[arguments.name, arguments.json])
 async def history(datasette: Datasette, name: str, as_json: bool) -> None:
-    """List the versions of a secret, but not their values"""
+    """List the versions of a secret, not their values"""
     instance = get_instance(datasette)
     past = await changes.past(instance.db, name)
     rows = [
@@ -108,25 +108,18 @@ async def get(
         output.warn(f"This read was not logged. {error}")
 
 
-_OUTCOMES = {
-    "works": ("works", 0),
-    "rejected": ("was rejected", 1),
-    "unknown": ("could not be checked", 3),
-}
-
-
 @command(params=[arguments.name, arguments.actor])
 async def check(datasette: Datasette, name: str, actor_id: str) -> int:
-    """Ask the provider whether the value of a secret works
+    """Ask the provider whether a secret works
 
     This runs the check of the plugin that declared the secret, on the value that the
     plugin would get. The exit code is 0 if the value works, 1 if the provider rejected
     it, and 3 if that could not be found out.
     """
     result = await checks.check_stored(datasette, name, actor_id=actor_id)
-    words, exit_code = _OUTCOMES[result.outcome]
-    message = f": {result.message}" if result.message else ""
-    output.say(f"{name} {words}{message}")
+    outcomes = {"works": (0, "works"), "rejected": (1, "was rejected")}
+    exit_code, words = outcomes.get(result.outcome, (3, "could not be checked"))
+    output.say(f"{name} {words}{f': {result.message}' if result.message else ''}")
     return exit_code
 
 
@@ -287,7 +280,7 @@ _number = click.Argument(["version"], type=arguments.version_number, metavar="N"
 async def rollback(
     datasette: Datasette, name: str, version: int, yes: bool, **options: Any
 ) -> None:
-    """Store the value of version N again, as a new version"""
+    """Store the value of version N as a new version"""
     newest, *_ = stored = await stored_versions(datasette, name)
     _require_versions(name, stored, [version])
     question = f"from version {newest.version} to the value of version {version}?"
@@ -298,7 +291,7 @@ async def rollback(
 
 _versions = option(
     "--version versions N",
-    "Destroy this one; repeatable",
+    "A version to destroy; can be repeated",
     arguments.version_number,
     multiple=True,
 )

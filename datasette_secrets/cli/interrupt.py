@@ -1,10 +1,10 @@
 """Runs the task of a command, so that Ctrl-C always ends it.
 
 The first SIGINT cancels the task, which ends after the current transaction. The second
-ends the process with exit code 130, whatever it waits for. Python's own handler, which
-raises wherever it strikes, would lose what the event loop was about to do, and the task
-would wait for that for ever. Only what blocks the loop, such as a prompt, is interrupted
-in Python's way. A SIGINT that whoever started the command ignores stays ignored.
+ends the process with exit code 130. Python's own handler raises wherever it strikes. It
+could lose a wake-up of the event loop, for which the task would wait for ever. So only
+what blocks the loop, such as a prompt, is interrupted in that way. A SIGINT that is
+ignored when the command starts stays ignored.
 """
 
 from __future__ import annotations

@@ -172,10 +172,11 @@ _due_within = option(
 
 @command(params=[_due_within, arguments.json])
 async def status(datasette: Datasette, due_within: int | None, as_json: bool) -> int:
-    """Check keys, database and dates, and say what to do
+    """Report problems, and what to do about them
 
-    The exit code is 1 if there is a problem. Warnings do not change it, except for dates
-    with --due-within. Nothing is decrypted: use "verify" for that.
+    This checks keys, database and dates. The exit code is 1 if there is a problem.
+    Warnings do not change it, except for dates with --due-within. Nothing is decrypted:
+    use "verify" for that.
     """
     instance = get_instance(datasette)
     findings = await inspection.inspect(instance.db)
@@ -184,7 +185,7 @@ async def status(datasette: Datasette, due_within: int | None, as_json: bool) ->
     mode = await journal_mode(instance.db)
     found = await health.examine(datasette, census, findings)
     due = await health.due(datasette, due_within)
-    found.warnings.extend([*health.about_files(instance), *due])
+    found.warnings.extend(health.about_files(instance) + due)
     found.warnings.extend(health.about_slots(census))
     is_due = due_within is not None and bool(due)
     if as_json:

@@ -182,12 +182,12 @@ def print_rotation(instance: Instance, report: rotation.Rotation) -> None:
 
 def print_upgrade(report: upgrade.Upgrade) -> None:
     found = health.count_versions(len(report.found))
-    if not report.found:
-        say("Nothing that datasette-secrets 0.x stored is left")
-    elif report.dry_run:
-        say(f"Would upgrade {len(report.found) - len(report.problems):,} of {found}")
-    else:
-        say(f"Upgraded {report.changed:,} of {found}")
+    can = len(report.found) - len(report.problems)
+    done = (
+        f"Would upgrade {can:,}" if report.dry_run else f"Upgraded {report.changed:,}"
+    )
+    nothing = "Nothing that datasette-secrets 0.x stored is left"
+    say(f"{done} of {found}" if report.found else nothing)
     print_problems(report.problems)
 
 

@@ -1,8 +1,7 @@
 """The options of `datasette serve`, and an instance made with them, for every command.
 
-So an operator changes two words in the line that starts the server. A command makes the
-instance, runs, and closes it: no plugin is started and no catalog is written. It creates
-no database file without `--create`, and refuses to work on a temporary one.
+No plugin is started and no catalog is written. A command creates no database file without
+`--create`, and refuses to work on a temporary one.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import errno
 import functools
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,7 +27,7 @@ from ..events import via
 from ..instance import get_instance, stop
 from . import interrupt
 from .arguments import GIVEN, Command
-from .output import give_up_stdout, path_of, warn
+from .output import give_up_stdout, is_terminal, path_of, warn
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -61,7 +61,7 @@ class DatabaseCommand(Command):
 
     example_options = "-c datasette.yaml --internal internal.db"
     callback: Any
-    _serve_options: frozenset[str] | None = None
+    _serve_options: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class DatabaseCommand(Command):
         self._missing = missing
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        if self._serve_options is None:
+        if not self._serve_options:
             own = {param.name for param in self.params}
             shown = SHOWN | ({"create"} if self._creates else set())
             copied = [each for each in _serve_params(shown) if each.name not in own]
@@ -84,17 +84,16 @@ class DatabaseCommand(Command):
         return super().get_params(ctx)
 
     def invoke(self, ctx: click.Context) -> None:
-        options = {
-            name: ctx.params.pop(name)
-            for name in self._serve_options or ()
-            if name in ctx.params
-        }
+        names = self._serve_options & {*ctx.params}
+        options = {name: ctx.params.pop(name) for name in names}
         ctx.meta[GIVEN] = _given(ctx, options)
         umask = os.umask(0o077)  # for the databases that --create makes
         try:
             datasette = self._build(ctx, options)
             interrupt.run(self._run(datasette, ctx.params), datasette.close)
         except KeyboardInterrupt:
+            if is_terminal(sys.stderr):
+                click.echo(err=True)  # after the ^C
             raise click.ClickException(
                 "Interrupted: nothing is half done, and the command can be run again"
             ) from None
