@@ -14,7 +14,7 @@ from support.documents import PAGES, ROOT, read, section
 
 from datasette_secrets.cli import secrets
 
-CONTEXT = click.Context(secrets, info_name="secrets")
+CONTEXT = click.Context(secrets, info_name="secrets", **secrets.context_settings)
 NAMES = secrets.list_commands(CONTEXT)
 
 
