@@ -1,8 +1,8 @@
 """Puts a new master key into the files of a key ring, and never loses one.
 
-A file is replaced by a new one, which is synced and renamed over it. Whenever this is
-killed, every key that rows need is in one of the two files, and the next run finishes.
-What is not a regular file is refused, and a key that leaves the ring is kept beside it.
+A new file is written, synced and renamed over the old one. Killed at any moment, every key
+that rows need is in one of the two files, and the next run finishes. Anything but a regular
+file is refused. A key that leaves the ring is kept beside its file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .envelope import MasterKey, generate_master_key
 from .errors import InvalidMasterKey, NotConfigured, without_frames
@@ -30,8 +31,7 @@ class _KeyFile:
     status: os.stat_result = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Replaced:
+class Replaced(NamedTuple):
     """The files of a ring after a change, the key ID in each, and where a key was kept."""
 
     first: str
@@ -111,7 +111,7 @@ def _replace(one: _KeyFile, two: _KeyFile, how: str) -> Replaced:
     _commit(two.path)
     if how == "second":
         return _read_back(one.path, one.key_id, two.path, new_id, kept)
-    # From here on both files hold the key that was first, and the next run goes on here.
+    # Now both files hold the key that was first. If this is killed, the next run goes on.
     _commit(one.path)
     return _read_back(one.path, new_id, two.path, one.key_id, kept)
 
@@ -204,7 +204,7 @@ def _temporary(path: str) -> str:
 def _stage(path: str, text: str, like: os.stat_result) -> None:
     """Write what is to replace `path` to a file beside it, and sync it."""
     with _explained(path):
-        # What an earlier run left, which is torn, or a key that is kept elsewhere.
+        # An earlier run was killed. Its file is torn, or its key is kept elsewhere.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_temporary(path))
         with open(_create(_temporary(path), like), "wb") as file:
@@ -222,26 +222,20 @@ def _create(path: str, like: os.stat_result) -> int:
     try:
         mine = os.fstat(descriptor)
         if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):
-            _give(descriptor, path, like)
-        # 0640 was chosen, by somebody whose server reads as the group. 0644 was not.
+            os.fchown(descriptor, like.st_uid, like.st_gid)
+        # Somebody chose 0640, for a server that reads as the group. Nobody chooses 0644.
         if like.st_mode & 0o044 == 0o040:
             os.fchmod(descriptor, 0o640)
-    except BaseException:
+    except BaseException as error:
         os.close(descriptor)
         os.unlink(path)
+        if isinstance(error, PermissionError):
+            raise NotConfigured(
+                f"Nothing was changed: a key file in {os.path.dirname(path)} belongs to "
+                "another user or group. Run this as that user, or as root"
+            ) from None
         raise
     return descriptor
-
-
-def _give(descriptor: int, path: str, like: os.stat_result) -> None:
-    try:
-        os.fchown(descriptor, like.st_uid, like.st_gid)
-    except PermissionError:
-        folder = os.path.dirname(path)
-        raise NotConfigured(
-            f"Nothing was changed: a key file in {folder} belongs to another user or "
-            "group. Run this as that user, or as root"
-        ) from None
 
 
 def _commit(path: str) -> None:
