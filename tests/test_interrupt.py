@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,25 @@ def register_secrets():
 """
 
 
+@pytest.fixture(scope="module")
+def interrupted() -> Iterator[subprocess.Popen[str]]:
+    """The process that interrupts its forks."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "support.interrupted"],
+        cwd=HERE,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_ctrl_c_before_any_callback_ends_the_command_with_its_sentence(
-    filled: Console, name: str, tmp_path_factory: pytest.TempPathFactory
+    filled: Console,
+    name: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    interrupted: subprocess.Popen[str],
 ) -> None:
     arguments, given = COMMANDS[name]
     options = ["-c", filled.config.name, "--internal", filled.internal.name]
@@ -60,17 +77,11 @@ def test_ctrl_c_before_any_callback_ends_the_command_with_its_sentence(
         "first": 1 if name in EVERY_ONE else 1 + list(COMMANDS).index(name) % 7,
         "step": 1 if name in EVERY_ONE else 7,
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "support.interrupted"],
-        cwd=HERE,
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    assert interrupted.stdin
+    assert interrupted.stdout
+    interrupted.stdin.write(json.dumps(job) + "\n")
+    interrupted.stdin.flush()
+    report = json.loads(interrupted.stdout.readline())
     assert report
     for code, said, again in report:
         assert (code, said) in (("1", SENTENCE), ("0", "")), (code, said)

@@ -31,7 +31,7 @@ from typing import Any
 
 from cryptography.fernet import Fernet
 from datasette.app import Datasette
-from support import decoder
+from support import decoder, forks
 
 from datasette_secrets import (
     SecretsError,
@@ -459,6 +459,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    forks.warm_up()
     asked = json.load(sys.stdin)
     if isinstance(asked, list):
         json.dump([run_job(job) for job in asked], sys.stdout)

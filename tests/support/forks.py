@@ -12,6 +12,7 @@ folder, environment, umask, user and files of the client that asks for it.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -22,6 +23,9 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from click.testing import CliRunner
+from support.console import Console
 
 #: The program that asks. Without its site packages, Python takes hardly any time to start.
 CLIENT = """
@@ -35,6 +39,20 @@ with socket.socket(socket.AF_UNIX) as server:
     socket.send_fds(server, [json.dumps(job).encode() + b"\\0"], [0, 1, 2])
     sys.exit(int(server.recv(16) or b"70"))
 """
+
+
+def warm_up() -> None:
+    """Do here once what every fork would do again: import, compile and cache."""
+    from datasette.cli import cli
+
+    with tempfile.TemporaryDirectory() as folder:
+        console = Console(Path(folder))
+        console.ok("set", "A", "--create", input="a value")
+        for name in ("rotate-key", "status", "list"):
+            console.ok(name)
+        serve = ["serve", *console.options, "--get", "/-/versions.json"]
+        assert CliRunner().invoke(cli, serve).exit_code == 0
+    gc.freeze()
 
 
 class Forks:
@@ -137,8 +155,7 @@ def answer(asking: socket.socket) -> int:
 
 
 def main() -> None:
-    import datasette.cli  # noqa: F401  # what every command needs
-
+    warm_up()
     if sys.argv[1:]:
         serve(sys.argv[1])
     for line in sys.stdin:

@@ -1,8 +1,8 @@
 """Sends SIGINT to a command just before its n-th callback, for one n after another.
 
-    python -m support.interrupted < job.json > report.json
+    python -m support.interrupted
 
-A job has the `arguments` of `datasette`, the text for its `stdin`, the folder `pristine`,
+Reads a job a line, and answers with a report each, both JSON. A job has the `arguments` of `datasette`, the text for its `stdin`, the folder `pristine`,
 which is copied to `work` each time, and how many callbacks are tried. A forked process
 runs the command, and another one runs it again on what is left. The report has, for each
 n, the exit code, what was said on stderr, and the exit code of the second run.
@@ -18,6 +18,8 @@ import shutil
 import signal
 import sys
 from typing import Any
+
+from support import forks
 
 SECONDS = 60
 
@@ -67,11 +69,12 @@ def run(job: dict[str, Any], number: int) -> tuple[str, str]:
 
 
 def main() -> None:
-    import datasette.cli  # noqa: F401  # once, before the forks
+    forks.warm_up()
+    for line in iter(sys.stdin.readline, ""):
+        print(json.dumps(interrupt(json.loads(line))), flush=True)
 
-    import datasette_secrets.cli.commands  # noqa: F401
 
-    job = json.load(sys.stdin)
+def interrupt(job: dict[str, Any]) -> list[tuple[str, str, str]]:
     report = []
     for number in range(job["first"], job["callbacks"] + 1, job["step"]):
         shutil.rmtree(job["work"], ignore_errors=True)
@@ -82,7 +85,7 @@ def main() -> None:
         os.unlink(job["work"] + ".sent")
         again = run(job, 0)[0]
         report.append((code, said, again))
-    json.dump(report, sys.stdout)
+    return report
 
 
 if __name__ == "__main__":
