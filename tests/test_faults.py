@@ -120,7 +120,7 @@ def jobs(mode: str, step: int, names: list[str] = COMMANDS) -> list[dict[str, An
 def test_killed_at_any_write_nothing_is_lost_and_the_same_command_finishes(
     fault_shim: Path,
 ) -> None:
-    for job, report in reports(fault_shim, jobs("kill-before", 17)):
+    for job, report in reports(fault_shim, jobs("kill-before", 29)):
         assert not report["wrong"], (job, report["wrong"])
         assert report["stopped"] > 0
 
@@ -130,7 +130,7 @@ def test_killed_in_the_middle_of_a_write_nothing_is_lost(
     fault_shim: Path, mode: str
 ) -> None:
     names = ["set", "rotate", "destroy"]
-    for job, report in reports(fault_shim, jobs(mode, 14, names)):
+    for job, report in reports(fault_shim, jobs(mode, 25, names)):
         assert not report["wrong"], (job, report["wrong"])
         assert report["stopped"] > 0
 
@@ -140,7 +140,7 @@ def test_an_error_of_the_disk_is_said_and_nothing_is_lost(
     fault_shim: Path, mode: str
 ) -> None:
     names = ["set", "rotate-new-data-keys", "destroy"]
-    for job, report in reports(fault_shim, jobs(mode, 15, names)):
+    for job, report in reports(fault_shim, jobs(mode, 25, names)):
         assert not report["wrong"], (job, report["wrong"])
         assert report["errors"].keys() <= {"database-unavailable"}, job
 
@@ -149,7 +149,7 @@ def test_an_error_of_the_disk_is_said_and_nothing_is_lost(
 def test_a_first_start_that_fails_converts_all_or_nothing_and_the_next_one_finishes(
     fault_shim: Path, mode: str
 ) -> None:
-    for job, report in reports(fault_shim, jobs(mode, 15, ["first-start"])):
+    for job, report in reports(fault_shim, jobs(mode, 51, ["first-start"])):
         assert not report["wrong"], (job, report["wrong"])
         assert report["changes"] > 30
 
