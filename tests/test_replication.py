@@ -367,7 +367,7 @@ def test_the_page_about_litestream_works_as_written(machine: Machine) -> None:
     assert rotated.code == 3, rotated.output
     assert "Litestream" in rotated.output
     run(*SECTIONS["Rotate and destroy"])
-    run(*SECTIONS["What was destroyed stays in the copies"])
+    run(*SECTIONS["Destroyed values stay in the copies"])
     # The new key alone.
     run(": > private/old-master.key", *SECTIONS["Check the replica"])
     # The machine dies. Another one has its configuration and its keys.

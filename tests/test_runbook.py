@@ -38,7 +38,7 @@ SECTIONS = {
 #: Whose commands need Litestream itself: tests/test_replication.py runs them.
 WITH_LITESTREAM = {
     "Rotate and destroy",
-    "What was destroyed stays in the copies",
+    "Destroyed values stay in the copies",
     "Check the replica",
     "Fail over",
     "Several readers",
