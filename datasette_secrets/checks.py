@@ -1,7 +1,8 @@
 """Runs the check that a plugin registered, and shows nothing of the value.
 
-The check runs in an event loop of its own, in a daemon thread. Nobody waits for it longer
-than ten seconds, so a check that blocks delays nobody else. Whatever it returns or raises
+The check runs in an event loop of its own, in a daemon thread, and its blocking calls run
+in others. Nobody waits for it longer than ten seconds, so a check that blocks delays nobody
+else, and the process can end. Whatever it returns or raises
 is read in that thread. Only a CheckResult made here leaves it.
 """
 
@@ -14,8 +15,8 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, InvalidStateError
-from typing import TYPE_CHECKING
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from urllib.parse import quote, quote_plus
 
 from datasette.utils import await_me_maybe
@@ -30,6 +31,9 @@ from .registry import Check, CheckResult, Registered, registered_secrets
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 OUTCOMES = ("works", "rejected", "unknown")
 SECONDS = 10.0
@@ -139,14 +143,40 @@ async def run_check(
         return CheckResult("unknown", said)
 
 
+class _DaemonThreads(ThreadPoolExecutor):
+    """Runs every job in a daemon thread of its own, for which nothing waits.
+
+    A loop takes only a ThreadPoolExecutor. Python waits for the threads of that class when
+    it exits, so none is started here.
+    """
+
+    def submit(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]:
+        job: Future[T] = Future()
+
+        def run() -> None:
+            if not job.set_running_or_notify_cancel():
+                return
+            try:
+                job.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # the check gets it, as from any executor
+                job.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return job
+
+
 async def _ask(
     check: Check,
     value: Plaintext,
     seconds: float,
     deliver: Callable[[CheckResult], None],
 ) -> None:
+    loop = asyncio.get_running_loop()
     # asyncio would log an exception of the check's tasks, with its text.
-    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    loop.set_exception_handler(lambda *_: None)
+    loop.set_default_executor(_DaemonThreads())
     try:
         # A second longer than the caller waits, who describes a time-out better.
         asked = await_me_maybe(check(value.reveal()))
@@ -155,7 +185,7 @@ async def _ask(
         # Only the name of the type is shown.
         message = f"The check failed with {type(error).__name__}"
         result = CheckResult("unknown", _safe(message, value))
-    # Before the loop closes, which waits for tasks and threads of the check.
+    # Before the loop closes, which waits for tasks of the check.
     deliver(result)
 
 

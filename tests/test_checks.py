@@ -284,23 +284,34 @@ async def test_a_check_that_blocks_its_thread_delays_nobody(
     assert (await asked).outcome == "works"
 
 
-def test_a_process_ends_while_a_check_blocks() -> None:
+@pytest.mark.parametrize(
+    ("blocking", "outcome"),
+    [
+        ("forever.wait()", "unknown"),
+        ("await asyncio.to_thread(forever.wait)", "unknown"),
+        ("asyncio.get_running_loop().run_in_executor(None, forever.wait)", "works"),
+    ],
+)
+def test_a_process_ends_while_a_check_blocks(blocking: str, outcome: str) -> None:
     program = """
 import asyncio, threading
 from datasette_secrets import checks, envelope
 from datasette_secrets.registry import Registered
 
+forever = threading.Event()
+
 async def check(value):
-    threading.Event().wait()
+    BLOCKING
+    return True
 
 async def main():
     value = envelope.Plaintext.parse("a value")
     secret = Registered("A", check=check)
-    result = await checks.run_check(secret, value, seconds=0.05)
+    result = await checks.run_check(secret, value, seconds=1)
     print(result.outcome)
 
 asyncio.run(main())
-"""
+""".replace("BLOCKING", blocking)
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
@@ -308,7 +319,7 @@ asyncio.run(main())
         text=True,
         timeout=60,
     )
-    assert (done.stdout, done.stderr) == ("unknown\n", "")
+    assert (done.stdout, done.stderr) == (f"{outcome}\n", "")
 
 
 async def test_what_a_check_leaves_behind_is_not_logged(

@@ -115,6 +115,24 @@ def test_ctrl_c_ends_what_waits_for_a_value(filled: Console) -> None:
     assert (process.returncode, said) == (1, SENTENCE)
 
 
+def test_ctrl_c_ends_a_check_that_waits_in_a_thread(filled: Console) -> None:
+    plugins = filled.folder / "plugins"
+    plugins.mkdir()
+    waiting = (
+        "    print('waiting', flush=True)\n    await asyncio.to_thread(time.sleep, 150)"
+    )
+    (plugins / "checking.py").write_text(
+        f"import asyncio, time\n{CHECKING}".replace("    return True", waiting)
+    )
+    filled.options += ["--plugins-dir", str(plugins)]
+    process = filled.start("check", "OPENAI", preexec_fn=receive_sigint)
+    assert process.stdout
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (1, SENTENCE)
+
+
 def test_ctrl_c_just_before_a_prompt_ends_the_prompt() -> None:
     asked = []
 
