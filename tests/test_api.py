@@ -441,6 +441,8 @@ async def test_a_bad_name_is_refused(api: Any, name: str) -> None:
         ("destroy", {"versions": []}, 400),
         ("destroy", {"versions": [None]}, 400),
         ("destroy", {"versions": [[1]]}, 400),
+        ("destroy", {"versions": ["1 "]}, 400),
+        ("destroy", {"versions": ["9"]}, 400),
         ("destroy", {"version": True}, 400),
         ("delete", {"version": 1}, 400),
     ],
@@ -455,6 +457,14 @@ async def test_an_impossible_action_changes_nothing(
     before = (await api("/KEY.json")).json()
     assert_refused(await api(f"/KEY/-/{action}", content), status)
     assert before == (await api("/KEY.json")).json()
+
+
+@pytest.mark.parametrize("field", ["versions", "version"])
+async def test_a_version_to_destroy_can_be_text(api: Any, field: str) -> None:
+    await api("/KEY/-/set", {"value": VALUE})
+    sent = {field: ["1"] if field == "versions" else "1"}
+    destroyed = (await api("/KEY/-/destroy", sent)).json()
+    assert (destroyed["versions"], destroyed["destroyed"]) == ([1], 1)
 
 
 async def test_what_is_only_registered_has_nothing_to_act_on(api: Any) -> None:

@@ -53,7 +53,8 @@ async def _roll_back(visit: Visit) -> Done:
 
 
 async def _destroy(visit: Visit) -> Done:
-    versions = list(dict.fromkeys(visit.sent.numbers("versions", "version")))
+    numbers = visit.sent.numbers("versions", "version", as_text=True)
+    versions = list(dict.fromkeys(numbers))
     if not versions:
         raise InvalidSecret("Select at least one version")
     destroyed, cleaned = await service.destroy_versions(

@@ -74,14 +74,18 @@ class Body:
         """Every value of a field that holds no secret, as text."""
         return set(map(str, self._fields.get(name, ())))
 
-    def numbers(self, *names: str) -> list[int]:
-        """The version numbers in these fields. Raises InvalidSecret."""
+    def numbers(self, *names: str, as_text: bool = False) -> list[int]:
+        """The version numbers in these fields. Raises InvalidSecret.
+
+        `as_text`: JSON may hold their digits as text, as a form does.
+        """
         numbers = []
         for name in names:
             for number in self._fields.get(name, ()):
                 if number is None or number == "":
                     continue
-                if self.is_form and number.isascii() and number.isdigit():
+                can_be_text = (self.is_form or as_text) and isinstance(number, str)
+                if can_be_text and number.isascii() and number.isdigit():
                     number = int(number[:20])  # no version has as many digits
                 if type(number) is not int or not 0 <= number < schema.VERSION_MAX:
                     raise InvalidSecret(f"{name} must be a whole number")
