@@ -361,7 +361,10 @@ async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
             log_emptied = not busy
         except sqlite3.DatabaseError as error:
             remains.append(f"the write-ahead log could not be emptied: {_cause(error)}")
-        query = "select 1 from sqlite_master where name = '_litestream_seq'"
+        query = (
+            "select 1 from sqlite_master where type = 'table' and "
+            "name = '_litestream_seq'"
+        )
         path = Path(db.path) if db.path else None
         return CleanUp(
             vacuumed,

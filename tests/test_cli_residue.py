@@ -160,6 +160,14 @@ def test_what_litestream_leaves_makes_the_sentence_name_it(
     )
 
 
+def test_a_view_with_the_name_of_a_litestream_table_is_no_litestream(
+    littered: Console,
+) -> None:
+    littered.sql("create view _litestream_seq as select 1")
+    result = littered.run("rotate-key")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 def test_a_named_database_says_that_it_was_not_rewritten(littered: Console) -> None:
     littered.key = NEW
     data = littered.folder / "data.db"
