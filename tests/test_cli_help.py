@@ -164,17 +164,19 @@ def test_remedies_have_the_options_that_were_given(filled: Console) -> None:
     assert f"run 'datasette secrets rotate-key {options}'" in filled.ok("status")
 
 
-def test_remedies_name_the_files_and_never_a_key_that_was_a_setting(
+def test_remedies_name_the_files_and_never_the_value_of_a_setting(
     filled: Console,
 ) -> None:
     filled.use_named_database()
     key = filled.key
     setting = ["-s", "plugins.datasette-secrets.encryption-key", key]
     filled.config.write_text('{"plugins": {"datasette-secrets": {"database": "data"}}}')
-    filled.options += setting
+    filled.options += [*setting, "-s", "plugins.other.token", "sk-of-another-plugin"]
     said = filled.refused("rollback", "OPENAI_API_KEY", "7")
     assert f"datasette secrets history OPENAI_API_KEY {filled.internal} -c" in said
+    assert "encryption-key '…' -s plugins.other.token '…'" in said
     assert key not in said
+    assert "sk-of-another-plugin" not in said
 
 
 def test_commands_that_open_no_database_get_no_options(filled: Console) -> None:

@@ -236,9 +236,9 @@ def _given(ctx: click.Context, options: dict[str, Any]) -> str:
             given = options[name]
             for each in given if isinstance(given, (list, tuple)) else [given]:
                 words += [option, str(getattr(each, "name", each))]
-    for name, setting in options.get("settings") or ():
-        # A key may have been given as a setting.
-        words += ["-s", name, "…" if "encryption" in name else setting]
+    for name, _ in options.get("settings") or ():
+        # The value may be a key, or a secret of another plugin.
+        words += ["-s", name, "…"]
     return printable(shlex.join(words))
 
 
