@@ -186,8 +186,8 @@ _date = click.Argument(["date"], type=arguments.date_or_never)
 async def renew(datasette: Datasette, name: str, date: str, actor_id: str) -> None:
     """Set the date by which a secret has to be renewed
 
-    DATE is YYYY-MM-DD, or "never" to clear it. "status" and the pages remind you from 14
-    days before. Nothing else happens on that day. A new value starts without a date.
+    DATE is YYYY-MM-DD, or "never" to clear it. "status" and the pages start to remind you
+    14 days earlier. Nothing else happens on that day. A new value starts without a date.
     """
     details = {"renew_by": date or None}
     version, _ = await service.set_details(datasette, name, details, actor_id=actor_id)
