@@ -3,7 +3,7 @@
 The package. A module imports only from those below it, and a folder is one level:
 
     cli/            the commands                   web/        the pages and the JSON API
-    health          what is wrong with keys and database, and what to do about it
+    health          the start of a server; problems and remedies for status and pages
     permissions     the lock on the tables
     containment     pages survive a plugin that cannot read its secret
     upgrade         re-seal what 0.x stored        rotation    re-wrap, verify, count
@@ -75,9 +75,9 @@ __all__ = [
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Import what needs the database on first use.
+        """Import on first use what needs the database.
 
-        Every `datasette` command imports this package, and most need no more of it.
+        Every `datasette` command imports this package, and few need the database.
         """
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -135,7 +135,7 @@ def permission_resources_sql(datasette: Datasette, action: str) -> Any:
 
 @hookimpl
 def write_wrapper(datasette: Datasette, database: str, request: Any) -> Any:
-    """The same for writes for which Datasette checks no table permission."""
+    """Lock the tables against writes for which Datasette checks no table permission."""
     from .permissions import write_lock
 
     return write_lock(datasette, database, request)
@@ -151,7 +151,7 @@ def register_events() -> Any:
 
 @hookimpl(tryfirst=True)
 def register_output_renderer(datasette: Datasette) -> None:
-    """No renderer: it is the first hook that Datasette calls for each new instance."""
+    """Registers no renderer. It is the first hook that Datasette calls in an instance."""
     from .database import create_private
 
     registry.register_late_hooks(pm)
@@ -176,7 +176,7 @@ def menu_links(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
 
 @hookimpl
 def jump_items_sql(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
-    """The same in the jump menu."""
+    """The link in the jump menu, for the same actors."""
     from .web import jump_items
 
     return jump_items(datasette, actor)
@@ -190,7 +190,7 @@ def register_commands(cli: Any) -> None:
     cli.add_command(secrets)
 
 
-# A page is shown without the links of a plugin that cannot read its secret.
+# If a plugin cannot read its secret, pages are shown without its links.
 _homepage_actions = contain("homepage_actions")
 _database_actions = contain("database_actions")
 _table_actions = contain("table_actions")
@@ -200,7 +200,7 @@ _row_actions = contain("row_actions")
 _menu_links = contain("menu_links")
 
 
-# The last lines: this loads every other plugin, and they import from here.
+# These lines come last: the import loads the other plugins, which import from here.
 from datasette.plugins import pm  # noqa: E402
 
 pm.add_hookspecs(registry)

@@ -1,7 +1,7 @@
 """Makes every change in one transaction with its row of the log, and reads the log.
 
-A change and its row of the log are there together, or neither is. The log is a record, not
-tamper evidence: whoever can write to the database can edit it. Every async function
+A change and its row of the log are stored together, or neither is. The log does not reveal
+tampering, because whoever can write to the database can edit it. Every async function
 raises DatabaseUnavailable.
 """
 
@@ -31,7 +31,7 @@ def now() -> str:
     return _utc(int(time.time()))
 
 
-@functools.lru_cache(maxsize=2)  # every read of a secret asks
+@functools.lru_cache(maxsize=2)  # every read of a secret calls it
 def _utc(second: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(second))
 
@@ -39,8 +39,8 @@ def _utc(second: int) -> str:
 class Changing:
     """One transaction: who makes it and when, and the rows that it writes.
 
-    `made`: what was done, for the log and for other plugins. What is written here is read
-    back before the transaction ends, since a trigger that somebody added can undo it.
+    `made`: the changes, for the log and for other plugins. Every row that is written here
+    is read back before the transaction ends, because somebody's trigger can undo a write.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class Changing:
             self._written[table, row_id] = None
 
     def log(self, change: Change, row_id: int | None = None) -> int:
-        """Write the row of a change, or update the detail of the row that it has.
+        """Write the log row of a change, or update the detail of the row `row_id`.
 
-        Returns the id of that row.
+        Returns the id of the row.
         """
         detail = json.dumps(change.detail, default=str) if change.detail else None
         if row_id is not None:
@@ -117,7 +117,7 @@ async def make(
 ) -> T:
     """Run `change` in one transaction, and return what it returns.
 
-    Its rows and those of the log are read back before the commit; events go out after it.
+    Its rows and those of the log are read back before the commit. Events are sent after it.
     `migrates`: `change` migrates the table itself. Raises what `change` raises, NeedsUpgrade
     for a table of 0.x, and DatabaseUnavailable; nothing is then changed.
     """
@@ -144,7 +144,7 @@ async def make(
                 track_event(event)
         return result
 
-    # Datasette's telemetry records what a write is called.
+    # Datasette's telemetry records the name of a write.
     in_transaction.__qualname__ = change.__qualname__
     return await database.write(db, in_transaction)
 
@@ -168,7 +168,7 @@ async def record(
 
 
 class Entry(NamedTuple):
-    """A row of the log. `detail`: empty where there is none, or none that is JSON."""
+    """A row of the log. `detail`: empty if the row has none, or if it is not JSON."""
 
     id: int
     at: str
@@ -206,7 +206,7 @@ async def entries(
 async def newest_checks(db: Database, names: list[str]) -> dict[str, Entry]:
     """The newest check of each of these secrets since its value was set.
 
-    Not of a value that was rejected before it was stored.
+    Leaves out checks of values that were rejected before they were stored.
     """
     newest = f"""select id from {schema.LOG} where name = value and action = '{{}}-secret'
         and version is not null and id > {{}} order by id desc limit 1"""  # noqa: S608
@@ -220,7 +220,7 @@ async def newest_checks(db: Database, names: list[str]) -> dict[str, Entry]:
 class Past(NamedTuple):
     """What the log holds about the versions of a secret, by their numbers.
 
-    `rolled_back_from`: the version whose value it has. `destroyed`: the row of the log.
+    `rolled_back_from`: the version that was copied. `destroyed`: the log row of that change.
     """
 
     rolled_back_from: dict[int, int]

@@ -25,13 +25,13 @@ _ALWAYS_RESERVED = frozenset({"ENCRYPTION_KEY", "OLD_ENCRYPTION_KEY"})
 
 
 class Settings(NamedTuple):
-    """How this instance keeps its secrets.
+    """The settings of one Datasette.
 
     `ring`: the master keys, None while the plugin is not configured.
     `sources`: where each configured key came from, by its id.
     `database`: the name of the database, None for the internal one.
-    `reserved`: upper-case names that are never a secret's.
-    `missing`: why there is no ring, in one sentence; empty when there is one.
+    `reserved`: upper-case names that no secret can have.
+    `missing`: why there is no ring and what to do; empty when there is one.
     `warnings`: code and sentence of each risky setting.
     """
 
@@ -55,10 +55,10 @@ class Settings(NamedTuple):
 
 @without_frames
 def load(datasette: Datasette) -> Settings:
-    """The instance's settings, read anew.
+    """Read the settings, with the keys.
 
-    Raises InvalidMasterKey for a key that cannot be used and NotConfigured for settings
-    that make no sense.
+    Raises InvalidMasterKey for a key that cannot be used, and NotConfigured for other
+    invalid settings.
     """
     options = _options(datasette)
     if options is None:
@@ -133,7 +133,7 @@ _LIKE_A_KEY = re.compile(r"[A-Za-z0-9+/_=-]{40,}")
 
 
 def _named(text: str) -> str:
-    """`text` for a message, unless a key may have been pasted in its place."""
+    """`text` for a message, but not if it may be a key."""
     kinds = (str.isupper, str.islower, str.isdigit)
     squeezed = "".join(text.split())
     if len(squeezed) >= 40 and (
@@ -155,15 +155,15 @@ def database_name(datasette: Datasette) -> str | None:
 
 
 def key_files(datasette: Datasette) -> list[str | None]:
-    """The path of each entry of `encryption-key`, newest first; None where it is no file."""
+    """The path of each entry of `encryption-key`, newest first; None if it is not a file."""
     return _paths(_key_option(_options(datasette) or {}))
 
 
 def exposed_names(datasette: Datasette) -> list[str]:
     """The names under which the database of the secrets can be browsed.
 
-    The configured one, and any attached database that is the same file as the one with
-    the secrets in it. Loads no key, never raises.
+    They are the configured name, and that of any attached database that is the same file.
+    Loads no key, never raises.
     """
     name = database_name(datasette)
     internal = datasette.get_internal_database()
@@ -185,7 +185,7 @@ def _is_same_file(path: str, other: str) -> bool:
 
 
 def find_database(datasette: Datasette, settings: Settings) -> Database:
-    """The database in which the secrets are. Raises NotConfigured if it is not attached."""
+    """The database of the secrets. Raises NotConfigured if it is not attached."""
     if settings.database == "_memory":
         raise NotConfigured(
             f"{PLUGIN}: '_memory' is lost when the process ends, so secrets cannot be "
@@ -207,7 +207,7 @@ def find_database(datasette: Datasette, settings: Settings) -> Database:
 def _options(datasette: Datasette) -> dict[str, Any] | None:
     """The plugin's options as written, `$env` and `$file` not yet followed.
 
-    None when they are no mapping.
+    None if they are not a mapping.
     """
     plugins = (datasette.config or {}).get("plugins") or {}
     options = plugins.get(PLUGIN) if isinstance(plugins, dict) else plugins
@@ -225,7 +225,7 @@ def _entries(key_option: Any) -> list[Any]:
 
 
 def _named_by(kind: str, key_option: Any) -> list[str | None]:
-    """For each entry, the name in its `$env` or `$file`, if it has that."""
+    """For each entry, the name in its `$env` or `$file`, or None."""
     names = [
         entry.get(kind) if isinstance(entry, dict) else None
         for entry in _entries(key_option)
@@ -242,9 +242,9 @@ def _variables(key_option: Any) -> list[str]:
 
 
 def _read_keys(key_option: Any) -> dict[str, MasterKey]:
-    """The configured keys by where each came from, newest first; none without any."""
+    """The configured keys by their source, newest first."""
     texts = list(_texts(key_option))
-    # A variable may be left unset on purpose. A file that was named has to hold a key.
+    # A variable may be left unset on purpose. A configured file must contain a key.
     if _paths(key_option)[0] is None and not any(text for _, text in texts):
         return {}
     if not texts[0][1]:
@@ -260,7 +260,7 @@ def _read_keys(key_option: Any) -> dict[str, MasterKey]:
         except InvalidMasterKey as error:
             raise InvalidMasterKey(
                 f"{PLUGIN}: {source} is not a master key, {error}. Remove any surrounding "
-                f"text, or start afresh: {HOW_TO_MAKE_A_KEY}"
+                f"text, or create a new key: {HOW_TO_MAKE_A_KEY}"
             ) from None
         same = next((known for known in keys if keys[known].id == key.id), None)
         if same is None:
@@ -330,6 +330,6 @@ def _why_missing(key_option: Any) -> str:
     else:
         cause = "'encryption-key' is empty"
     return (
-        f"{PLUGIN} is not configured, because {cause}. If secrets are stored already, "
-        f"configure their master key. {HOW_TO_MAKE_A_KEY} otherwise"
+        f"{PLUGIN} is not configured, because {cause}. {HOW_TO_MAKE_A_KEY}. If secrets are "
+        "stored already, configure their master key instead"
     )

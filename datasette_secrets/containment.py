@@ -1,8 +1,8 @@
-"""Keeps pages alive when another plugin cannot read its secret.
+"""Shows Datasette's pages even if another plugin cannot read its secret.
 
-A plugin may ask for its secret in a hook that only adds links, and let out what
-`get_secret` raises. Such a SecretsError costs that plugin's links, and one line on stderr
-for each plugin and secret. Anything else passes.
+A plugin may call `get_secret` in a hook that only adds links, and not catch its
+SecretsError. The links of that plugin are then left out, with one line on stderr for each
+plugin and secret. Other exceptions are not caught.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .errors import SecretsError, printable
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-# Frames of these pass an error on and are not where it comes from.
+# Frames of these modules only pass an error on.
 _PASSING = ("datasette_secrets", "pluggy", "datasette.utils")
 
 _said: weakref.WeakKeyDictionary[Datasette, set[str]] = weakref.WeakKeyDictionary()
@@ -42,7 +42,7 @@ def contain(hook: str) -> Callable[..., Any]:
 
 
 def _contained(datasette: Datasette, result: Any) -> Any:
-    """A result with the error caught that it may raise when Datasette calls or awaits it."""
+    """`result`, with a SecretsError caught that it raises when it is called or awaited."""
     if callable(result):
 
         def call() -> Any:

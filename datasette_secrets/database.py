@@ -1,8 +1,8 @@
-"""Reads and writes one SQLite database: threads, transactions, errors, and what files keep.
+"""Reads and writes one SQLite database: threads, transactions, errors, and its files.
 
-Knows no table. Every read runs in Datasette's threads, or on the event loop through a
-`Reader`, which never waits for a lock. Every write is one transaction that takes the
-write lock first. What SQLite raises becomes DatabaseUnavailable with its cause.
+This module knows no tables. Every read runs in Datasette's threads, or on the event loop
+through a `Reader`, which never waits for a lock. Every write is one transaction that takes
+the write lock first. Errors of SQLite become DatabaseUnavailable with their cause.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ T = TypeVar("T")
 
 
 class CleanUp(NamedTuple):
-    """What a clean-up could do.
+    """The outcome of a clean-up.
 
-    `remains` says what may be left in the files, if anything; `failed`: because something
-    that was to be done could not be. `litestream`: Litestream copies the database, or did.
+    `remains`: what may be left in the files, or None. `failed`: whether a step failed.
+    `litestream`: whether Litestream copies the database, or has done so.
     """
 
     vacuumed: bool
@@ -45,9 +45,9 @@ class CleanUp(NamedTuple):
 
 
 async def read(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
-    """`fn(conn)` on a connection of Datasette's, in a thread.
+    """Run `fn(conn)` on one of Datasette's connections, in a thread.
 
-    Raises DatabaseUnavailable where the database cannot be read.
+    Raises DatabaseUnavailable if the database cannot be read.
     """
     require_same_file(db)
     try:
@@ -56,19 +56,19 @@ async def read(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
         except sqlite3.OperationalError as error:
             if not str(error).startswith(_WANTS_WRITER) or not db.is_mutable:
                 raise
-        # Shared-cache memory that is locked, or a journal that a killed writer left: the
-        # write connection waits its turn, and may roll the journal back.
+        # Shared-cache memory is locked, or a killed writer left a journal. The write
+        # connection waits its turn, and can roll the journal back.
         return await db.execute_write_fn(fn, transaction=False)  # type: ignore[no-any-return]
     except (sqlite3.DatabaseError, UnicodeError) as error:
         raise _explained(error, "read") from None
 
 
 async def write(db: Database, fn: Callable[..., T]) -> T:
-    """`fn(conn)` in one transaction that takes the write lock first, on the write thread.
+    """Run `fn(conn)` in one transaction that takes the write lock first, on the write thread.
 
-    `fn` may declare `track_event`; its events go out after the commit. An error rolls
-    back and is raised here: raised there, Datasette would print it.
-    Raises DatabaseUnavailable where the database cannot be written.
+    `fn` may declare `track_event`; its events are sent after the commit. An error rolls
+    back and is raised here, because Datasette would print it if it were raised there.
+    Raises DatabaseUnavailable if the database cannot be written.
     """
     if not db.is_mutable:
         raise DatabaseUnavailable(f"The database {_describe(db)} is immutable")
@@ -104,9 +104,9 @@ _files: weakref.WeakKeyDictionary[Database, tuple[int, int]] = (
 
 
 def require_same_file(db: Database) -> None:
-    """Raises DatabaseUnavailable where the file of the open database is another, or gone.
+    """Raise DatabaseUnavailable if the file of the open database was replaced or deleted.
 
-    Datasette's connections stay on the old file, and new ones would open the new one.
+    Datasette's connections stay on the old file, and new ones would open the new file.
     """
     if db.is_memory or not db.path:
         return
@@ -118,14 +118,14 @@ def require_same_file(db: Database) -> None:
         raise DatabaseUnavailable(
             f"The database {_describe(db)} was replaced or deleted; restart Datasette"
         )
-    if identity is not None:  # else the first connection is about to make the file
+    if identity is not None:  # else the first connection is about to create the file
         _files[db] = identity
 
 
 def create_private(db: Database) -> None:
     """Create the file of a database that does not exist yet, with mode 0600.
 
-    Datasette would give it the mode of any file.
+    Datasette would create it with the default mode.
     """
     if db.path and not db.is_memory and ":memory:" not in db.path:
         with suppress(OSError):
@@ -133,7 +133,7 @@ def create_private(db: Database) -> None:
 
 
 def make_private(conn: sqlite3.Connection) -> None:
-    """Give a database in which there is nothing yet mode 0600, if others can read it."""
+    """Give an empty database mode 0600, if others can read it."""
     path = conn.execute("pragma database_list").fetchall()[0][2]
     is_empty = not conn.execute("select 1 from sqlite_master limit 1").fetchall()
     for name in (path, f"{path}-wal", f"{path}-shm") if path and is_empty else ():
@@ -144,7 +144,7 @@ def make_private(conn: sqlite3.Connection) -> None:
 
 @contextmanager
 def time_limit(conn: sqlite3.Connection, seconds: float) -> Iterator[None]:
-    """While this lasts, no statement of `conn` runs on after `seconds`."""
+    """Within this context, interrupt a statement of `conn` that runs after `seconds`."""
     ends = time.monotonic() + seconds
     conn.set_progress_handler(lambda: time.monotonic() > ends, 10_000)
     try:
@@ -171,7 +171,7 @@ def transaction(conn: sqlite3.Connection) -> Iterator[None]:
 def tables_out_of_reach(
     conn: sqlite3.Connection, tables: Collection[str]
 ) -> Iterator[None]:
-    """While this lasts, no statement of `conn` can touch `tables`."""
+    """Within this context, no statement of `conn` can touch `tables`."""
 
     def authorize(action: int, first: object, second: object, *_: object) -> int:
         # A table is the first argument of most actions, and the second of those on
@@ -183,11 +183,11 @@ def tables_out_of_reach(
     try:
         yield
     finally:
-        # Python 3.10 has no way to take an authorizer away.
+        # Python 3.10 cannot remove an authorizer.
         conn.set_authorizer(lambda *_: sqlite3.SQLITE_OK)
 
 
-# SQLite's messages, by how they begin: Python 3.10 does not tell the codes.
+# SQLite's messages by their first words, since Python 3.10 has no error codes.
 _LOCKED = ("database table is locked", "database schema is locked")
 _WANTS_WRITER = (*_LOCKED, "attempt to write a readonly database")
 _DAMAGED = "database disk image is malformed"
@@ -219,7 +219,7 @@ def _cause(error: sqlite3.Error) -> str:
 
 
 def _explained(error: Exception, verb: str) -> Exception:
-    """What to raise for an error of a read or a write."""
+    """The exception to raise for an error of a read or a write."""
     if isinstance(error, UnicodeDecodeError):  # SQLite quotes a damaged schema
         error = sqlite3.DatabaseError(_DAMAGED)
     if isinstance(error, sqlite3.DatabaseError):
@@ -238,9 +238,9 @@ def unavailable(error: sqlite3.Error, verb: str) -> DatabaseUnavailable:
 def not_kept() -> DatabaseUnavailable:
     """The error of a change whose rows are not stored as they were written."""
     return DatabaseUnavailable(
-        "The database of the secrets does not hold what was written to it. Something in "
-        "it undoes changes, or another process changes the same rows: run 'datasette "
-        "secrets status', and try again"
+        "The database of the secrets does not contain what was written to it. A trigger in "
+        "it may undo changes, or another process may change the same rows: run 'datasette "
+        "secrets status' and try again"
     )
 
 
@@ -260,9 +260,9 @@ class Reader:
     """Runs queries on the event loop, on one connection that is already open.
 
     That costs less than handing the work to a thread. A query that would have to wait for
-    a lock, or that meets another one in progress, is left to a thread. Callers in a tight
-    loop let the event loop turn every two milliseconds. The connection belongs to
-    Datasette's `Database`, which closes it with itself.
+    a lock or for another query is left to a thread. A caller in a tight loop yields to the
+    event loop every two milliseconds. The connection belongs to Datasette's `Database` and
+    is closed with it.
     """
 
     def __init__(self, db: Database) -> None:
@@ -275,11 +275,11 @@ class Reader:
     async def select(
         self, sql: str, parameters: dict[str, object]
     ) -> list[tuple[Any, ...]] | None:
-        """All rows of a query, or None when it has to go through a thread."""
+        """All rows of a query, or None if it has to run in a thread."""
         if time.perf_counter() > self._turn_ends:
             require_same_file(self.db)
             await self._turn()
-        # Memory has no file to open, and its tables can be locked: threads wait better.
+        # Memory has no file to open, and only a thread can wait for its locked tables.
         if self.db.is_memory or not self._lock.acquire(blocking=False):
             return None
         try:
@@ -287,8 +287,8 @@ class Reader:
             # All rows are fetched: an open cursor would hold the write-ahead log.
             return conn.execute(sql, parameters).fetchall()
         except (sqlite3.Error, UnicodeError):
-            # The way through Datasette's threads waits for a lock, reads text that is not
-            # UTF-8, or raises what is wrong.
+            # A thread can wait for a lock and read text that is not UTF-8. It also raises
+            # the right error.
             return None
         finally:
             self._lock.release()
@@ -304,7 +304,7 @@ class Reader:
         self._turn_ends = time.perf_counter() + _TURN_SECONDS
 
     def _connect(self) -> sqlite3.Connection:
-        if getattr(self.db, "_closed", False):  # it would be opened once more
+        if getattr(self.db, "_closed", False):  # `connect` would open it again
             raise sqlite3.ProgrammingError
         conn: sqlite3.Connection = self.db.connect()
         conn.execute("pragma query_only = on").fetchall()
@@ -336,11 +336,11 @@ async def journal_mode(db: Database) -> str:
 
 
 async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
-    """Remove what deleted and replaced content left in the database's files.
+    """Remove deleted and replaced content from the database's files.
 
-    With `vacuum` the file is rewritten; then the write-ahead log, if there is one, is
-    moved into the file and emptied. `remains` names what could not be done, since the
-    change before it was made all the same.
+    With `vacuum` the file is rewritten. Then the write-ahead log, if there is one, is
+    moved into the file and emptied. A failure is returned in `remains` and not raised,
+    because the change before it was made all the same.
     """
 
     def clean_up_secrets(conn: sqlite3.Connection) -> CleanUp:
@@ -378,8 +378,8 @@ async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
             ),
         )
 
-    # On a connection of its own, outside of Datasette's write hooks: those take a table
-    # that VACUUM moved to another page for one that was renamed.
+    # This uses its own connection, outside of Datasette's write hooks. They mistake a
+    # table that VACUUM moved to another page for a renamed one.
     try:
         return await db.execute_isolated_fn(clean_up_secrets)  # type: ignore[no-any-return]
     except sqlite3.DatabaseError as error:

@@ -1,8 +1,8 @@
 """Keys, and the envelope in which a value is kept (format 1).
 
 The only module that touches libsodium. It knows nothing of Datasette or SQL, takes no
-nonce from a caller, and uses the key that a row names and no other. Only `upgrade` tries
-each key, since a row of datasette-secrets 0.x names none.
+nonce from a caller, and uses only the key whose ID the row has. Only `upgrade` tries each
+key, since a row of datasette-secrets 0.x has no key ID.
 
     person      = b"dsecrets-v1"             BLAKE2b personalisation, zero-padded to 16 bytes
     key_id      = hex(BLAKE2b-8(b"key-id", key=master_key, person))             16 hex digits
@@ -17,9 +17,9 @@ A master key is 32 random bytes; its text form is padded Base64 (RFC 4648). The 
 libsodium's, through PyNaCl; BLAKE2b is hashlib's and randomness the operating system's.
 
 The context binds both layers to the name and version of their row. It also commits the wrap
-to one master key, because it is the head of the wrapped plaintext. With Poly1305 alone one
-blob could be made for two keys. Its first 32 bytes would then have to decrypt to the context
-under the second key as well, which takes about 2**128 attempts.
+to one master key, because it comes first in the wrapped plaintext. With Poly1305 alone, one
+blob could be made that is valid under two keys. Here its first 32 bytes must also decrypt to
+the context under both, which takes about 2**128 attempts.
 
 The locals here are keys and values. Some tracebacks print locals, so every error leaves this
 module without the frames that hold them (`errors.without_frames`).
@@ -71,7 +71,7 @@ _TO_URLSAFE = str.maketrans("+/", "-_")
 
 @functools.cache
 def _sodium() -> ModuleType:
-    """PyNaCl's bindings, imported at first use: that takes longer than all else here."""
+    """PyNaCl's bindings, imported at first use because the import is slow."""
     from nacl import bindings
 
     return bindings
@@ -97,7 +97,7 @@ class MasterKey:
 
     @property
     def is_one_byte_repeated(self) -> bool:
-        """Whether all its bytes are equal, so that somebody made it by hand."""
+        """Whether all its bytes are equal, as in a key made by hand."""
         return len(set(self._key)) == 1
 
     @classmethod
@@ -105,29 +105,27 @@ class MasterKey:
     def parse(cls, text: str) -> MasterKey:
         """The key in `text`: 32 bytes in padded Base64, 44 characters.
 
-        Both alphabets of RFC 4648 are accepted. Raises InvalidMasterKey, which says what is
-        wrong with it.
+        Both alphabets of RFC 4648 are accepted. Raises InvalidMasterKey, whose message says
+        what is wrong with the key.
         """
         text = text.strip()
         if len(text) != 44 or not text.isascii():
-            raise InvalidMasterKey(f"it has {len(text)} characters where a key has 44")
+            raise InvalidMasterKey(f"it has {len(text)} characters, but a key has 44")
         try:
             key = base64.b64decode(text.translate(_TO_STANDARD), validate=True)
         except binascii.Error:
             raise InvalidMasterKey("it is not Base64") from None
         if len(key) != KEY_BYTES:
             raise InvalidMasterKey(
-                f"it decodes to {len(key)} bytes where a key has {KEY_BYTES}"
+                f"it decodes to {len(key)} bytes, but a key has {KEY_BYTES}"
             )
         standard = base64.b64encode(key).decode("ascii")
         if text not in (standard, standard.translate(_TO_URLSAFE)):
-            raise InvalidMasterKey(
-                "it is not Base64 in the one spelling of either alphabet"
-            )
+            raise InvalidMasterKey("it is not canonical Base64")
         return cls(key)
 
     def appears_in(self, text: str) -> bool:
-        """Whether `text` contains this key, in Base64 however it is spelled, or in hex."""
+        """Whether `text` contains this key, in either alphabet of Base64 or in hex."""
         base64_key = base64.b64encode(self._key).decode("ascii").rstrip("=")
         return (
             base64_key in text.translate(_TO_STANDARD)
@@ -160,10 +158,10 @@ class KeyRing:
         return key_id in self._by_id
 
     def find(self, name: str, version: int, key_id: object) -> MasterKey:
-        """The key that a row names.
+        """The key with this ID.
 
         Raises UnknownMasterKey when it is not in the ring, and CannotOpen when
-        `key_id` is no key id at all.
+        `key_id` is not a key ID.
         """
         if isinstance(key_id, str):
             key = self._by_id.get(key_id)
@@ -179,7 +177,7 @@ class KeyRing:
 
 
 class Envelope(Protocol):
-    """What a row stores of one version. In a damaged row, any field may be anything."""
+    """The encrypted columns of a row. In a damaged row, they may have any type."""
 
     @property
     def envelope_version(self) -> int | None: ...
@@ -217,9 +215,9 @@ class Plaintext:
     @classmethod
     @without_frames
     def parse(cls, value: object) -> Plaintext:
-        """`value` on its way: text, 1 to 65,536 bytes of UTF-8 with no NUL.
+        """Check `value`: text, 1 to 65,536 bytes of UTF-8 with no NUL.
 
-        Raises InvalidSecret, which says what is wrong with it.
+        Raises InvalidSecret, whose message says what is wrong with it.
         """
         if not isinstance(value, str):
             raise InvalidSecret("it is not text")
@@ -231,7 +229,7 @@ class Plaintext:
             raise InvalidSecret("it is empty")
         if len(utf8) > VALUE_MAX_BYTES:
             raise InvalidSecret(
-                f"it has {len(utf8):,} bytes where {VALUE_MAX_BYTES:,} are allowed"
+                f"it has {len(utf8):,} bytes, but at most {VALUE_MAX_BYTES:,} are allowed"
             )
         if b"\0" in utf8:
             raise InvalidSecret("it contains a NUL character")
@@ -247,9 +245,9 @@ class Plaintext:
 
     @without_frames
     def seal(self, master_key: MasterKey, name: str, version: int) -> Sealed:
-        """Seal the value as `version` of `name`, under a data key of its own.
+        """Seal the value as `version` of `name`, with a new data key.
 
-        The envelope has been unsealed again and compared.
+        The envelope is unsealed again and compared before it is returned.
         """
         context = _context(name, version)
         data_key = os.urandom(KEY_BYTES)
@@ -262,7 +260,7 @@ class Plaintext:
 
 
 def is_key_id(text: str) -> bool:
-    """Whether `text` names a master key: 16 hex digits in lower case."""
+    """Whether `text` has the form of a key ID: 16 hex digits in lower case."""
     return _KEY_ID.match(text) is not None
 
 
@@ -272,9 +270,9 @@ def generate_master_key() -> str:
 
 
 def _border(function: Callable[P, T]) -> Callable[P, T]:
-    """As `without_frames`, for functions of a ring, a name, a version and a row.
+    """Like `without_frames`, for functions that take a ring, a name, a version and a row.
 
-    Raises CannotOpen for what is not authentic.
+    Raises CannotOpen if the row is not authentic.
     """
 
     @functools.wraps(function)
@@ -298,8 +296,8 @@ def _border(function: Callable[P, T]) -> Callable[P, T]:
 def unseal(ring: KeyRing, name: str, version: int, row: Envelope) -> str:
     """Decrypt `version` of `name`: its value, 0 bytes or more of UTF-8.
 
-    Raises UnknownMasterKey when the row names a key that is not in the ring, and
-    CannotOpen when it was damaged, moved from another row, or forged.
+    Raises UnknownMasterKey when the key of the row is not in the ring, and CannotOpen when
+    the row was damaged, moved from another version, or forged.
     """
     wrapped_key, encrypted = _check(name, version, row), row.encrypted
     if not isinstance(encrypted, bytes) or len(encrypted) < ENCRYPTED_MIN_BYTES:
@@ -312,7 +310,7 @@ def unseal(ring: KeyRing, name: str, version: int, row: Envelope) -> str:
 
 @_border
 def unwrap(ring: KeyRing, name: str, version: int, row: Envelope) -> None:
-    """Prove that the data key can be unwrapped; the value is not looked at.
+    """Prove that the data key can be unwrapped. The value is not decrypted.
 
     Raises as `unseal` does.
     """
@@ -323,10 +321,10 @@ def unwrap(ring: KeyRing, name: str, version: int, row: Envelope) -> None:
 
 @_border
 def rewrap(ring: KeyRing, name: str, version: int, row: Envelope) -> bytes:
-    """The row's data key wrapped by the primary key: a new `wrapped_key`, 104 bytes.
+    """Wrap the row's data key with the primary key. Returns a `wrapped_key`, 104 bytes.
 
-    It has been unwrapped again, so that it can be written over the old one. The value is
-    neither looked at nor changed. Raises as `unseal` does.
+    It has been unwrapped again, so that it can replace the old one. The value is neither
+    decrypted nor changed. Raises as `unseal` does.
     """
     wrapped_key = _check(name, version, row)
     master_key = ring.find(name, version, row.key_id)
@@ -342,9 +340,9 @@ def rewrap(ring: KeyRing, name: str, version: int, row: Envelope) -> bytes:
 def reseal(
     ring: KeyRing, name: str, version: int, row: Envelope, new_version: int
 ) -> Sealed:
-    """The value of `version` under a fresh data key, as `new_version` of the same name.
+    """Seal the value of `version` with a new data key, as `new_version` of the same name.
 
-    It has been unsealed again and compared. Raises as `unseal` does.
+    Raises as `unseal` does.
     """
     value = unseal(ring, name, version, row)
     return Plaintext(value.encode("utf-8")).seal(ring.primary, name, new_version)
@@ -352,9 +350,9 @@ def reseal(
 
 @without_frames
 def upgrade(ring: KeyRing, name: str, version: int, token: object) -> Sealed:
-    """The value that 0.x stored, sealed under the primary key as `version` of `name`.
+    """Seal a value of 0.x with the primary key, as `version` of `name`.
 
-    `token`: what the row holds, or the size of what is too large. Raises MissingExtra, and
+    `token`: the stored token, or its size if it is too large. Raises MissingExtra, and
     CannotUpgrade when no key of the ring decrypts it, it is too large or the row is damaged.
     """
     fernet.require_fernet()
@@ -374,9 +372,9 @@ def _is_version(name: object, version: object) -> bool:
 
 
 def _check(name: str, version: int, row: Envelope) -> bytes:
-    """The wrapped key, of a length that can be sliced.
+    """The wrapped key, once its length is checked.
 
-    Raises CannotOpen for a row that no envelope of format 1 can have.
+    Raises CannotOpen for a row that cannot be an envelope of format 1.
     """
     wrapped_key = row.wrapped_key
     if (
@@ -401,7 +399,7 @@ def _context(name: str, version: int) -> bytes:
     return context.digest()
 
 
-# Below, what is not authentic raises PyNaCl's CryptoError or a ValueError; see `_border`.
+# Below, input that is not authentic raises CryptoError or ValueError; see `_border`.
 
 
 def _wrap(master_key: MasterKey, context: bytes, data_key: bytes) -> bytes:
@@ -419,8 +417,8 @@ def _unwrap(master_key: MasterKey, context: bytes, wrapped_key: bytes) -> bytes:
     return plain[CONTEXT_BYTES:]
 
 
-# The wraps that were unwrapped last. Whoever can read this memory can read the master key,
-# which unwraps them all. A wrap that is no longer stored is never looked up here.
+# A cache of recent data keys. Whoever can read this memory can also read the master key,
+# which unwraps them all. The key of the cache includes the stored `wrapped_key`.
 _recent_data_key = functools.lru_cache(maxsize=256)(_unwrap)
 
 

@@ -80,7 +80,7 @@ class NeedsUpgrade(SecretsError):
 
 
 class CannotUpgrade(CannotOpen):
-    """What 0.x stored needs another master key, or is larger than a value can be."""
+    """A value of 0.x needs another master key, or is larger than a value can be."""
 
     code = "cannot-upgrade"
 
@@ -96,7 +96,7 @@ class CannotUpgrade(CannotOpen):
 
 
 class MissingExtra(SecretsError):
-    """What 0.x stored can only be decrypted with a package that is not installed."""
+    """A value of 0.x can only be decrypted with a package that is not installed."""
 
     code = "missing-extra"
 
@@ -111,7 +111,7 @@ class VersionConflict(SecretsError):
     """Somebody else changed the secret first. Nothing was written.
 
     `name`: str; `expected`, `actual`: version numbers, 0 for none;
-    `updated_at`: UTC `YYYY-MM-DD HH:MM:SS` or None; `updated_by`: actor id or None.
+    `updated_at`: UTC `YYYY-MM-DD HH:MM:SS` or None; `updated_by`: actor ID or None.
     """
 
     code = "version-conflict"
@@ -149,7 +149,7 @@ class DatabaseUnavailable(SecretsError):
 
 
 def without_frames(function: Callable[P, T]) -> Callable[P, T]:
-    """Drop the frames of `function` from what it raises: they hold keys or values.
+    """Drop the frames of `function` from its exceptions, because they hold keys or values.
 
     With `rich` installed, Datasette prints the locals of every frame of an exception. The
     caller's frame stays, and must hold neither.

@@ -1,4 +1,4 @@
-"""A change, which makes both an event and a row of the log. Neither carries a value."""
+"""A change, which makes both an event and a row of the log. Neither contains a value."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Change(NamedTuple):
     """What was done to a secret, or to all of them.
 
     `action`: the name of an event, or one of `set-note`, `set-renew-by`, `check-secret`
-    and `get-secret`, for which there is none. `detail`: fit for JSON, without a value.
+    and `get-secret`, which have no event. `detail`: for JSON, without a value.
     """
 
     action: str

@@ -1,7 +1,7 @@
 """Decrypts what datasette-secrets 0.x stored, for the upgrade.
 
 That was Fernet (https://github.com/fernet/spec): AES-128-CBC and HMAC-SHA-256 under the
-two halves of the 32-byte key, bound to no name and no version. Nothing is ever written in
+two halves of the 32-byte key, bound to no name and no version. This package never writes
 this form, and no read of a secret decrypts it. `cryptography` is an optional dependency,
 imported at first use.
 """
@@ -22,7 +22,7 @@ def require_fernet() -> None:
 
 
 def way_out(*, is_configured: bool) -> str:
-    """What to do so that what 0.x stored is upgraded here."""
+    """What the administrator has to do to have the values of 0.x upgraded."""
     if not is_configured:
         return "configure a master key and restart"
     try:
@@ -35,7 +35,7 @@ def way_out(*, is_configured: bool) -> str:
 def decrypt(master_key: bytes, token: object) -> bytes:
     """The value in a token of 0.x.
 
-    `master_key`: 32 bytes. Call `require_fernet` first. Raises ValueError when it is no
+    `master_key`: 32 bytes. Call `require_fernet` first. Raises ValueError when it is not a
     token of this key.
     """
     from cryptography.fernet import Fernet, InvalidToken

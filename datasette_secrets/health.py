@@ -1,4 +1,4 @@
-"""What is wrong with keys and database and what to do about it: at start, in status, on pages."""
+"""Starts the plugin, and finds problems of keys and database for start, status and pages."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 #: How many versions or dates one sentence names.
 _NAMED_MAX = 10
-_NOT_CHANGED = "; secrets can be read, and not changed"
+_NOT_CHANGED = "; secrets can be read but not changed"
 
 
 class Remark(NamedTuple):
-    """Something to know about. `code` is stable; `message`: what it is, and the way out."""
+    """A problem or a warning. `code` is stable. `message` says what to do about it."""
 
     code: str
     message: str
 
 
 class Health(NamedTuple):
-    """What `status`, the pages and the start of a server say.
+    """The remarks of `status`, the pages and the start of a server.
 
     `problems`: what keeps secrets from being read or changed, or the table from being
     trusted. `warnings`: risky configuration.
@@ -52,7 +52,7 @@ class Health(NamedTuple):
 
 
 async def start(datasette: Datasette) -> None:
-    """Check the settings, migrate the table, and say on stderr what is to be known.
+    """Check the settings, migrate the table, and print problems and warnings on stderr.
 
     Raises Datasette's StartupError, with one sentence, for settings that cannot be used.
     """
@@ -80,7 +80,7 @@ async def start(datasette: Datasette) -> None:
         remarks = found.problems + found.warnings
     for remark in remarks:
         _say(remark.message)
-    # A large table takes a while. Datasettes before 1.0a41 have no background to do it in.
+    # A large table takes a while. Datasette before 1.0a41 has no background tasks.
     if hasattr(datasette, "add_background_task"):
         datasette.add_background_task(_inspect, name=f"{config.PLUGIN} check")
     else:
@@ -88,7 +88,7 @@ async def start(datasette: Datasette) -> None:
 
 
 async def _inspect(datasette: Datasette) -> None:
-    """Say on stderr what the check of the tables finds, unless `start` has said it."""
+    """Print what the check of the tables finds, unless `start` has printed it."""
     with suppress(DatabaseUnavailable):
         for finding in await inspection.inspect(get_instance(datasette).db):
             if finding.code != inspection.MADE_BY_OTHERS:
@@ -96,7 +96,7 @@ async def _inspect(datasette: Datasette) -> None:
 
 
 async def _prepare(datasette: Datasette, instance: Instance) -> None:
-    """Upgrade and migrate the table, and say what was done or why it failed."""
+    """Upgrade and migrate the table, and print what was done or why it failed."""
     if instance.settings.ring is None or not instance.db.is_mutable:
         return
     try:
@@ -106,7 +106,7 @@ async def _prepare(datasette: Datasette, instance: Instance) -> None:
         _say(f"{error}{_NOT_CHANGED}")
         return
     except (MissingExtra, NeedsUpgrade):
-        return  # `examine` says what is missing
+        return  # `examine` reports what is missing
     if done and done.changed:
         was = "was" if done.changed == 1 else "were"
         instance.notices = [
@@ -120,7 +120,7 @@ async def _prepare(datasette: Datasette, instance: Instance) -> None:
 
 
 def _say(sentence: str) -> None:
-    """One line, whatever a row or a trigger is called."""
+    """Print one line on stderr, even if a name in it contains line breaks."""
     prefix = "" if sentence.startswith(config.PLUGIN) else f"{config.PLUGIN}: "
     print(f"{prefix}{printable(sentence)}", file=sys.stderr)
 
@@ -130,9 +130,9 @@ async def examine(
     census: rotation.Census | None = None,
     findings: list[inspection.Finding] | None = None,
 ) -> Health:
-    """Everything there is to say. Decrypts nothing.
+    """All problems and warnings. Decrypts nothing.
 
-    `census`, `findings`: what the caller has found already. Raises DatabaseUnavailable.
+    `census`, `findings`: those that the caller already has. Raises DatabaseUnavailable.
     """
     instance = get_instance(datasette)
     if findings is None:
@@ -172,15 +172,15 @@ def _missing_keys(census: rotation.Census) -> list[Remark]:
         if envelope.is_key_id(key_id):
             messages.append(
                 f"{_needing(census.counts[key_id])} master key {key_id}, which is not "
-                "configured: add it to encryption-key, or see what 'datasette secrets "
-                "verify' says"
+                "configured: add it to encryption-key, or run 'datasette secrets verify' "
+                "for another way out"
             )
         else:
             damaged += census.counts[key_id]
     if damaged:
-        verb = "names" if damaged == 1 else "name"
+        verb = "has" if damaged == 1 else "have"
         messages.append(
-            f"{count_versions(damaged)} {verb} no master key: run 'datasette secrets "
+            f"{count_versions(damaged)} {verb} no valid key ID: run 'datasette secrets "
             "verify'"
         )
     return [Remark("unknown-master-key", message) for message in messages]
@@ -194,7 +194,7 @@ async def _needs_upgrade(instance: Instance, census: rotation.Census) -> Remark:
     more = census.legacy - len(rows)
     if more > 0:
         named += f" and {more:,} more"
-    if await schema.is_of_zero(instance.db):
+    if await schema.is_legacy(instance.db):
         is_configured = instance.settings.ring is not None
         way_out = fernet.way_out(is_configured=is_configured)
     else:
@@ -211,7 +211,7 @@ async def _needs_upgrade(instance: Instance, census: rotation.Census) -> Remark:
 
 
 async def _overridden(instance: Instance) -> list[Remark]:
-    """The stored secrets that an environment variable hides."""
+    """The stored secrets that an environment variable overrides."""
     names = sorted(instance.overridden_names())
     stored = await store.newest_versions(instance.db, names=names) if names else []
     return [
@@ -235,7 +235,7 @@ async def due(datasette: Datasette, days: int | None = None) -> list[Remark]:
 
 
 def about_files(instance: Instance) -> list[Remark]:
-    """A database that other users of the machine can read."""
+    """A warning if other users of the machine can read the database."""
     if not instance.db.path or not config.is_readable_by_others(instance.db.path):
         return []
     path = os.path.abspath(instance.db.path)
@@ -288,7 +288,7 @@ async def exposure(datasette: Datasette) -> list[str]:
             if await datasette.allowed(action=action, resource=resource, actor=actor):
                 warnings.append(
                     f"{who} can {can}, and so see names, notes, times, actors and "
-                    "ciphertext of the secrets: keep them in the internal database alone, "
+                    "ciphertext of the secrets: keep them in the internal database only, "
                     f"or restrict '{action}' on '{database}'"
                 )
                 break
@@ -299,13 +299,11 @@ def why_read_only(instance: Instance) -> str:
     """Why the database cannot be changed, in one sentence; empty while it can."""
     path = instance.db.path
     if not instance.db.is_mutable:
-        return (
-            "The database of the secrets is immutable: they can be read, not changed."
-        )
+        return "The database of the secrets is immutable: they can be read but not changed."
     if path and not os.access(path, os.W_OK):
         return (
             "The file of the database cannot be written by this server: secrets can be "
-            "read, not changed. Correct the permissions of the file and its folder."
+            "read but not changed. Correct the permissions of the file and its folder."
         )
     return ""
 
@@ -322,7 +320,7 @@ class KeyRow(NamedTuple):
 
 
 def key_rows(census: rotation.Census, sources: Mapping[str, str]) -> list[KeyRow]:
-    """The keys of the ring, newest first, then those that rows need and it lacks."""
+    """The keys of the ring, newest first, then the missing ones."""
     return [
         KeyRow(
             key_id,

@@ -1,4 +1,4 @@
-"""One Datasette's settings, database, reader and recorder, put together at first use."""
+"""One Datasette's settings, database, reader and recorder, created at first use."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from datasette.database import Database
 
 
-# An attribute, so that it goes with its Datasette.
+# An attribute, so that it is freed with its Datasette.
 _ATTRIBUTE = "_datasette_secrets_instance"
 
-#: A server that stops waits so long for the last uses to be written.
+#: How long a server that stops waits for the last uses to be written.
 _STOP_SECONDS = 5.0
 
 
@@ -30,14 +30,14 @@ class Instance:
         self.db: Database = config.find_database(datasette, self.settings)
         self.last_used = LastUsedRecorder(self.db)
         self.reader = Reader(self.db)
-        #: What the start of the server has done, in sentences, for its pages.
+        #: Sentences for the pages about the upgrade at start.
         self.notices: list[str] = []
 
     def environment_value(self, name: str) -> str | None:
-        """What a non-empty `DATASETTE_SECRETS_<NAME>` holds, unless it is a master key."""
+        """The value of a non-empty `DATASETTE_SECRETS_<NAME>`, unless that is a master key."""
         try:
             value = os.environ.get(config.ENV_PREFIX + name)
-        except UnicodeEncodeError:  # the name is no text that a variable can have
+        except UnicodeEncodeError:  # no variable can have this name
             return None
         if not value or self.settings.is_reserved(name):
             return None
@@ -68,10 +68,10 @@ def get_instance(datasette: Datasette) -> Instance:
 
 
 async def stop(datasette: Datasette) -> None:
-    """Write the uses that wait, within a few seconds or not at all."""
+    """Write the queued uses, but give up after a few seconds."""
     known: Instance | None = getattr(datasette, _ATTRIBUTE, None)
     if known is not None:
         flushing = asyncio.ensure_future(known.last_used.flush())
-        # A trigger that somebody made may never end.
+        # Somebody's trigger may never end.
         await asyncio.wait([flushing], timeout=_STOP_SECONDS)
         flushing.cancel()

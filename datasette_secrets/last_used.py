@@ -1,9 +1,9 @@
 """Records who used a secret when, in very few writes.
 
-A use is written only if its row does not show it yet. This process writes one actor for
-one row at most once a second, and uses that wait are written together. A reader waits
-for the write 50 ms at most. After that the use is written later, or lost with the
-process. No failure here stops a read.
+`store.record_uses` writes `last_used_at` and `last_used_by`, only if the row does not have
+this use yet. A process writes one actor for one row at most once a second, and writes
+queued uses together. A read waits at most 50 ms for the write. After that the use is
+written later, or lost if the process ends. No failure here stops a read.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from datasette.database import Database
 
 WAIT_SECONDS = 0.05
-# A burst of this many transactions a second goes at once; more are spaced out, so that
-# a loaded server writes some tens of transactions a second, not thousands.
+# This many transactions a second are not delayed. More are spaced out, so that a loaded
+# server writes tens of transactions a second, not thousands.
 _BURST = 10
 _SPACING_SECONDS = 0.04
 _PAUSE_SECONDS = 0.5
@@ -43,10 +43,10 @@ class LastUsedRecorder:
         )
 
     def is_recorded(self, row: store.Row, actor_id: str | None) -> bool:
-        """Whether the row shows this use already.
+        """Whether the row already has this use.
 
-        Its own time is compared as well, since the row that was written may have been
-        replaced by another one.
+        The time in the row is compared as well, since the row may have been replaced after
+        this process wrote it.
         """
         return (
             row.last_used_at == self._written_at == now()
@@ -54,7 +54,7 @@ class LastUsedRecorder:
         )
 
     async def record(self, row: store.Row, actor_id: str | None) -> None:
-        """Have the use written, and wait for that 50 ms at most."""
+        """Queue the use, and wait at most 50 ms until it is written."""
         if not self._db.is_mutable:
             return
         loop = asyncio.get_running_loop()
@@ -72,17 +72,17 @@ class LastUsedRecorder:
             await queue.flush()
 
     async def write(self, uses: dict[tuple[int, str | None], str]) -> Exception | None:
-        """Write the uses, one for each row: the latest second, and its last actor.
+        """Write the latest second and its last actor for each row.
 
-        Returns the error where it failed.
+        Returns the error if it failed.
         """
         by_time = sorted(uses.items(), key=itemgetter(1))
         latest = {row_id: (at, actor_id) for (row_id, actor_id), at in by_time}
         try:
             failed = await store.record_uses(self._db, latest, now())
         except Exception as error:
-            # No database, closed, gone or broken, may stop a read here. The reads
-            # themselves raise what is wrong with it.
+            # A closed, missing or broken database must not stop a read here. The read
+            # itself raises the error.
             return error
         if not failed:
             newest = by_time[-1][1]
@@ -109,7 +109,7 @@ class _Queue:
         self._paused_until = 0.0
 
     def add(self, row_id: int, actor_id: str | None) -> asyncio.Future[None] | None:
-        """Queue a use: a future that is done once it was tried, None not to wait."""
+        """Queue a use. Returns a future that is done after the try, or None not to wait."""
         if len(self._pending) < _PENDING_MAX:
             self._pending[row_id, actor_id] = now()
         self._schedule()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 
+# The pages call them by the words in `templates/datasette_secrets/macros.html`.
 STATES = (
     "stored",
     "environment",
@@ -28,7 +29,7 @@ STATES = (
     "needs-key",
 )
 
-#: A date to renew a secret by is shown first when so many days are left, or fewer.
+#: A secret is listed first if it has to be renewed within this many days.
 DUE_DAYS = 14
 
 
@@ -71,10 +72,10 @@ class SecretState:
 
 
 async def secret_state(datasette: Datasette, name: str) -> SecretState:
-    """Whether a secret is set, for a page that offers what needs it.
+    """Whether a secret is set, for a page that offers something that needs it.
 
-    `name`: registered or not. Nothing is decrypted and no use is recorded, so it can be
-    asked on every page. A damaged row raises nothing here, only in `get_secret`.
+    `name`: registered or not. Nothing is decrypted and no use is recorded, so every
+    page can call it. A damaged row raises nothing here, only in `get_secret`.
     """
     instance = get_instance(datasette)
     newest = await store.newest(instance.reader, name)
@@ -93,7 +94,7 @@ async def secret_state(datasette: Datasette, name: str) -> SecretState:
 
 
 class Sections(NamedTuple):
-    """One page of all secrets, in the sections in which a person looks for them.
+    """One page of all secrets, in sections.
 
     `urgent`: those that cannot be read, or have to be renewed. `waiting`: registered and
     without a value, in the order of registration. `removed`: deleted and destroyed ones.
@@ -119,9 +120,9 @@ async def list_secrets(
     after: str | None = None,
     limit: int | None = None,
 ) -> list[Listed]:
-    """Every secret that is registered or stored, by name as code points.
+    """Every secret that is registered or stored, sorted by the code points of its name.
 
-    `contains`: only names with this in them, whatever the case. `after`, `limit`: a page.
+    `contains`: only names that contain this, ignoring case. `after`, `limit`: a page.
     Reserved names are left out.
     """
     instance = get_instance(datasette)
@@ -138,11 +139,11 @@ async def list_sections(
     after: str = "",
     size: int = 100,
 ) -> Sections:
-    """A page of the list, sorted without regard to case.
+    """A page of the list, sorted by name, ignoring case.
 
     `contains` as in `list_secrets`. `state`: only secrets of this state, in one section.
-    Only the rows of that page are read, and those of the secrets that are not simply
-    stored.
+    Only the rows of that page are read, and those of secrets in another state than
+    `stored`.
     """
     instance = get_instance(datasette)
     registered, names = await _names(datasette, instance, contains)
@@ -192,9 +193,9 @@ def is_due(listed: Listed, days: int = DUE_DAYS) -> bool:
 
 
 async def list_due(datasette: Datasette, days: int = DUE_DAYS) -> list[Listed]:
-    """The secrets that have to be renewed within so many days, by name as code points.
+    """The secrets that have to be renewed within so many days, sorted by name.
 
-    Looks at no plugin.
+    Does not look for registered secrets.
     """
     instance = get_instance(datasette)
     names = sorted(await store.names(instance.db, with_date=True))
@@ -202,9 +203,9 @@ async def list_due(datasette: Datasette, days: int = DUE_DAYS) -> list[Listed]:
 
 
 async def case_twin(datasette: Datasette, name: str) -> str | None:
-    """Another secret's name that differs from this one in nothing but case.
+    """The name of another secret that differs from this one only in case.
 
-    None when `name` itself is there.
+    None if `name` itself exists.
     """
     _, names = await _names(datasette, get_instance(datasette), name)
     twins = (each for each in names if each.casefold() == name.casefold())
@@ -214,7 +215,7 @@ async def case_twin(datasette: Datasette, name: str) -> str | None:
 async def _names(
     datasette: Datasette, instance: Instance, contains: str
 ) -> tuple[dict[str, registry.Registered], set[str]]:
-    """What is registered, and all names there are."""
+    """The registered secrets, and the names of all secrets."""
     registered = await registry.registered_secrets(datasette)
     stored = await store.names(instance.db)
     wanted = contains.casefold()
@@ -267,7 +268,7 @@ def _state(instance: Instance, name: str, newest: store.Version | None) -> str:
 
 
 def version_state(instance: Instance, version: store.Version) -> str:
-    """One of STATES for a stored version by itself, the environment left aside."""
+    """One of STATES for a stored version, ignoring the environment."""
     if version.is_destroyed:
         return "destroyed"
     if version.is_deleted:

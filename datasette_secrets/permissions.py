@@ -47,11 +47,11 @@ def table_lock(datasette: Datasette, action: str) -> list[PermissionSQL]:
 
 
 def write_lock(datasette: Datasette, database: str, request: object) -> Any:
-    """A wrapper of Datasette's own writes that keeps them away from the tables of this plugin.
+    """A wrapper that keeps Datasette's own writes away from the tables of this plugin.
 
-    `table_lock` forbids them already; but before Datasette 1.0a39 its API to create a
-    table asks for permissions on the database alone, and then inserts into one that is
-    there. The writes of this plugin come with no request.
+    `table_lock` already forbids them. But before Datasette 1.0a39, the API to create a
+    table checks only permissions on the database, and then inserts into an existing table.
+    The writes of this plugin come with no request.
     """
     if request is None or database not in config.exposed_names(datasette):
         return None

@@ -39,7 +39,7 @@ Check = Callable[[str], Awaitable["CheckResult | bool | None"]]
 class Secret:
     """A secret that a plugin needs.
 
-    `name`: up to 128 characters, and best `[A-Za-z_][A-Za-z0-9_]*`, since
+    `name`: up to 128 characters, preferably `[A-Za-z_][A-Za-z0-9_]*`, because
     `DATASETTE_SECRETS_<NAME>` can then be set in any shell. `description`: for people,
     may contain HTML. `obtain_url`: where to get one, http or https. `obtain_label`: the
     text of that link.
@@ -47,7 +47,7 @@ class Secret:
     `check`: an async function that is given a value and asks the provider whether it
     works. It returns a CheckResult, or True, False or None for works, rejected and
     unknown. `looks_like`: a regular expression that most values match somewhere. The
-    browser shows a hint beside the field when the value that was typed does not.
+    browser shows a hint beside the field when the typed value does not match.
     """
 
     name: str
@@ -90,7 +90,7 @@ async def get_secrets(datasette: Datasette) -> list[Secret]:
 
 
 async def registered_secrets(datasette: Datasette) -> dict[str, Registered]:
-    """The same by name, with the plugins that registered each."""
+    """The registered secrets by name, with the plugins that registered each."""
     # Not at the top: this import loads every plugin, and those import this package.
     from datasette.plugins import pm
 
@@ -111,7 +111,7 @@ async def registered_secrets(datasette: Datasette) -> dict[str, Registered]:
 def _call_each(pm: PluginManager, datasette: Datasette) -> Iterator[tuple[str, Any]]:
     """The name of each plugin with the hook, and what its hook returned.
 
-    In pluggy's order. A call through pluggy would not tell which result is whose.
+    In pluggy's order. A call through pluggy would not show which plugin returned what.
     """
     distributions = dict(pm.list_plugin_distinfo())
     for implementation in reversed(pm.hook.register_secrets.get_hookimpls()):
@@ -146,17 +146,17 @@ def _add(by_name: dict[str, Registered], secret: Secret, plugin_name: str) -> No
 
 @functools.lru_cache(maxsize=100)
 def _complain(plugin_name: str, problem: str) -> None:
-    """Print it on stderr, once in this process."""
+    """Print the problem on stderr, once in this process."""
     sentence = printable(f"datasette-secrets: plugin {plugin_name} {problem}")
     print(sentence, file=sys.stderr)
 
 
 def register_late_hooks(pm: PluginManager) -> None:
-    """Register again each module that has hooks which `pm` has not seen.
+    """Register each module again that has hooks which `pm` does not know.
 
     A program's first import may be a plugin that imports `datasette.plugins`, such as
-    datasette_llm. That loads all plugins while this module is half built, and registers
-    it without the hooks that follow.
+    datasette_llm. That loads all plugins while a module is only half imported, and
+    registers that module without its later hooks.
     """
     for name, plugin in pm.list_name_plugin():
         if not isinstance(plugin, ModuleType):

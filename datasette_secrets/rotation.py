@@ -1,11 +1,11 @@
-"""Re-wraps every version with the primary master key, and proves what can be decrypted.
+"""Re-wraps every version with the primary master key, and checks that all can be decrypted.
 
-First it is proved that every row can be decrypted, before anything changes. Then each
-batch is one transaction. A row changes only if it still is the one that was read, its new
-envelope has been decrypted again before it is written, and what is stored is compared
-with it before the commit. Passes go on until no row is left. Killed at any instant, every
-secret can still be decrypted with the same key ring, and running it again finishes the
-work.
+A rotation checks that every row can be decrypted before it changes anything. Then each
+batch is one transaction. A row is written only if it has not changed since it was read.
+Its new envelope is checked before it is written, and compared with the stored bytes before
+the commit. Passes are repeated until no row is left. If a rotation is killed at any moment,
+every secret can still be decrypted with the same key ring, and another rotation finishes
+the work.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 BATCH_SIZE = 5_000
-# How often a rotation goes over rows that other servers write meanwhile, and how often it
-# tries a batch again in which somebody else was quicker to change a row.
+# How many passes a rotation makes, since other servers may write rows meanwhile, and how
+# often it retries a batch in which somebody else has changed a row.
 PASSES_MAX = 20
 
 Progress = Callable[[int], None]
-#: Makes the new envelope of a row, or None where it needs none. Raises CannotOpen and
+#: Returns the new envelope of a row, or None if it needs none. Raises CannotOpen and
 #: UnknownMasterKey.
 Operation = Callable[[store.Row], "envelope.Sealed | None"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, and the command that deals with it.
+    """A problem, and the command that deals with it.
 
     `name`, `version`: of the version that cannot be decrypted; None for the whole table.
     """
@@ -116,15 +116,14 @@ class Census:
 
     @property
     def missing(self) -> list[str]:
-        """The key ids that rows need and the ring does not have."""
+        """The key IDs that rows need and the ring does not have."""
         return [key_id for key_id in self.counts if key_id not in self.ring]
 
     @property
     def removable(self) -> list[str]:
-        """The keys of the ring, the primary aside, that no row here needs now.
+        """The keys of the ring, except the primary key, that no row needs.
 
-        There is none while rows are left that do not name their key: those of 0.x, and
-        damaged ones.
+        Empty while there are rows without a valid key ID: rows of 0.x, and damaged ones.
         """
         if (
             self.legacy
@@ -145,7 +144,7 @@ class Report:
 
     dry_run: bool = False
     changed: int = 0
-    #: What was left as it is.
+    #: Why some rows were not changed.
     problems: list[Problem] = field(default_factory=list)
     clean_up: database.CleanUp | None = None
     #: True once nothing is left to change.
@@ -198,7 +197,7 @@ async def verify(
 ) -> Verification:
     """Decrypt every version, its wrap and its value.
 
-    Those that were there at the start are all accounted for. Raises NotConfigured and
+    Every version that was there at the start is counted. Raises NotConfigured and
     DatabaseUnavailable.
     """
     instance = get_instance(datasette)
@@ -207,7 +206,7 @@ async def verify(
     def unseal(row: store.Row) -> None:
         envelope.unseal(ring, row.name, row.version, row)
 
-    # Counted once more before it is reported, since a server may be writing.
+    # Counts again before it reports missing rows, since a server may be writing.
     for _ in range(2):
         found = Verification()
         start = await store.count_held(instance.db)
@@ -224,7 +223,7 @@ async def verify(
         found.destroyed = left.destroyed
         if left.values <= seen:
             return found
-    missed = f"{left.values - seen:,} rows hold a value and were not found by their ids"
+    missed = f"{left.values - seen:,} rows with a value were not found by their ids"
     remedy = "restore the database from a backup"
     found.problems.append(Problem(None, None, "damaged", missed, remedy))
     return found
@@ -243,13 +242,13 @@ async def rotate(
 ) -> Rotation:
     """Wrap every stored version with the primary master key.
 
-    `new_data_keys`: also re-seal every value under a fresh data key. `skip_unopenable`:
-    change the rest when some cannot be decrypted; without it, nothing is then changed.
-    `progress` is told how many rows each step has dealt with: each row twice, unless
-    others change them meanwhile.
+    `new_data_keys`: also re-seal every value with a new data key. `skip_unopenable`: if
+    some versions cannot be decrypted, re-wrap the others; without it, nothing is changed.
+    `progress` is called with the number of rows of each step. Each row counts twice, unless
+    others change rows meanwhile.
 
-    Raises NotConfigured, and DatabaseUnavailable also where the check of the whole table
-    finds something, before or after.
+    Raises NotConfigured and DatabaseUnavailable, also if the check of the tables finds a
+    problem before or after the rotation.
     """
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
@@ -267,7 +266,7 @@ async def rotate(
         if new_data_keys:
             return envelope.reseal(ring, row.name, row.version, row, row.version)
         if row.key_id == primary and not row.is_legacy:
-            return None  # another rotation was quicker
+            return None  # another rotation has re-wrapped it
         wrapped_key = envelope.rewrap(ring, row.name, row.version, row)
         return envelope.Sealed(envelope.ENVELOPE_VERSION, primary, wrapped_key, None)
 
@@ -333,9 +332,9 @@ async def rotate(
         report.census = await census(datasette)
         if report.changed == before or not report.census.elsewhere:
             break
-        # What a server that has another key first has stored meanwhile.
+        # Next, the rows that a server with another primary key has stored meanwhile.
         passing, progress = rows_to_change(primary), None
-    # What could not be decrypted may have been destroyed or replaced meanwhile.
+    # The rows with problems may have been destroyed or replaced meanwhile.
     again = await store.rows_with_ids(instance.db, list(left))
     report.problems = list(rewritten(again, prove)[1].values())
     report.clean_up = await service.clean_up(instance, vacuum=vacuum)
@@ -373,11 +372,10 @@ async def batches(
 def rewritten(
     rows: Iterable[store.Row], operation: Operation
 ) -> tuple[list[store.Replacement], dict[int, Problem]]:
-    """The new envelopes of these rows, and by its id the problem of each that has none."""
+    """The new envelopes of these rows, and the problems of the other rows by their ids."""
     changes: list[store.Replacement] = []
     problems = {}
-    # Thousands of tuples, all of them alive, would have the garbage collector look at them
-    # again and again.
+    # The garbage collector would scan thousands of live tuples again and again.
     is_collecting = gc.isenabled()
     gc.disable()
     try:

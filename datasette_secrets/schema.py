@@ -1,8 +1,8 @@
 """The tables and their migrations.
 
-A migration that shipped is never edited, and every one can run again without harm: the
-record of what ran lies in a table that others can write. The table of 0.x is migrated in
-place and never rebuilt, since a rebuild leaves old copies in the file.
+A migration that shipped is never edited. Every migration can run again without harm,
+because the record of applied migrations is in a table that others can write. The table of
+0.x is migrated in place and never rebuilt, since a rebuild leaves old copies in the file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VERSION_MAX = 2**53
 
 migrations = sqlite_utils.Migrations("datasette-secrets")
 
-#: What 0.x did not have.
+#: The columns that 0.x did not have.
 ADDED = (("wrapped_key", "blob"), ("envelope_version", "integer"), ("renew_by", "text"))
 
 
@@ -78,9 +78,9 @@ def _create_tables(db: sqlite_utils.Database) -> None:
 
 @migrations(name="0002_unique_versions")
 def _make_versions_unique(db: sqlite_utils.Database) -> None:
-    """0.x could store one version twice, and serves any version, numbered or not.
+    """Give each version a number of its own. The row that 0.x served stays the newest.
 
-    The row that it served stays the newest.
+    0.x could store one number twice, and served versions that were not numbers.
     """
     names = db.execute(
         f"""select name from {TABLE} group by name, version having count(*) > 1
@@ -101,7 +101,7 @@ def _make_versions_unique(db: sqlite_utils.Database) -> None:
 
 
 def _renumber(db: sqlite_utils.Database, name: str) -> None:
-    """Give each version of `name` that 0.x wrote a number of its own, order kept.
+    """Give each version of `name` that 0.x wrote its own number, in the same order.
 
     A version in an envelope is bound to its number and keeps it.
     """
@@ -132,10 +132,10 @@ def _renumber(db: sqlite_utils.Database, name: str) -> None:
 
 
 def apply_migrations(conn: sqlite3.Connection) -> None:
-    """Run all migrations unless everything is there.
+    """Run all migrations unless all columns and indexes exist.
 
-    The record of what ran does not decide it: somebody may have changed it, or it may have
-    stayed behind when a table of 0.x was restored.
+    The record of applied migrations is ignored, because somebody may have changed it or
+    restored a table of 0.x without it.
     """
     indexes = {
         row[1]
@@ -161,8 +161,8 @@ def _columns(conn: sqlite3.Connection) -> set[str]:
     return {row[1] for row in conn.execute(f"pragma table_info({TABLE})").fetchall()}
 
 
-def value_of_zero(conn: sqlite3.Connection) -> tuple[str, int] | None:
-    """Name and version of a value in a table of 0.x that no migration has reached yet."""
+def legacy_value(conn: sqlite3.Connection) -> tuple[str, int] | None:
+    """Name and version of a value in a table of 0.x that has not been migrated."""
     columns = _columns(conn)
     if "wrapped_key" in columns or not {"name", "version", "encrypted"} <= columns:
         return None
@@ -172,22 +172,22 @@ def value_of_zero(conn: sqlite3.Connection) -> tuple[str, int] | None:
     return (str(rows[0][0]), rows[0][1]) if rows else None
 
 
-async def is_of_zero(db: Database) -> bool:
+async def is_legacy(db: Database) -> bool:
     """Whether this is a table of 0.x with values in it. Raises DatabaseUnavailable."""
-    return await read(db, value_of_zero) is not None
+    return await read(db, legacy_value) is not None
 
 
 _migrated: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
 async def ensure_migrated(db: Database) -> None:
-    """Bring the tables to this version's shape, once in the life of this process.
+    """Migrate the tables, once in this process.
 
     Raises NeedsUpgrade for a table of 0.x with values in it, and DatabaseUnavailable.
     """
 
     def migrate_secrets_tables(conn: sqlite3.Connection) -> None:
-        value = value_of_zero(conn)
+        value = legacy_value(conn)
         if value is not None:
             raise NeedsUpgrade(*value)
         make_private(conn)

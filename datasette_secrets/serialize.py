@@ -71,7 +71,7 @@ def _version_json(version: store.Version) -> dict[str, Any]:
 
 
 def jsonable(known: object) -> object:
-    """The cell of a damaged row as text, where it is neither text nor a number."""
+    """`known`, or its text if it is of another type in a damaged row."""
     return known if known is None or isinstance(known, (str, int)) else str(known)
 
 
@@ -119,7 +119,7 @@ def _report_json(
 
 
 def outcome_json(report: rotation.Rotation | upgrade.Upgrade) -> dict[str, Any]:
-    """What a rotation or an upgrade left, in the JSON API."""
+    """The outcome of a rotation or an upgrade, for the JSON API."""
     problems = list(map(asdict, report.problems))
     for problem in problems:
         del problem["remedy"]  # a command
@@ -180,6 +180,6 @@ def exit_code(report: rotation.Rotation | upgrade.Upgrade) -> int:
 
 
 def exit_code_of_clean_up(clean_up: database.CleanUp | None) -> int:
-    """3 if the clean-up could not do all that was asked of it, otherwise 0."""
+    """3 if a step of the clean-up failed, otherwise 0."""
     is_clean = clean_up is None or (clean_up.log_emptied and not clean_up.failed)
     return 0 if is_clean else 3

@@ -1,7 +1,8 @@
 """What can be done with a secret: get, set, delete, restore, roll back, destroy.
 
-`None` means "not set"; anything wrong raises. A value is never a local variable of a
-frame that can raise, or that waits for one: with `rich`, Datasette prints locals.
+`None` means "not set"; a failure always raises. A frame that can raise, or that awaits
+such a frame, never has a value in a local variable, since Datasette prints locals with
+`rich`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ async def get_version(
 async def _use(
     instance: Instance, name: str, row: store.Row, actor_id: str | None
 ) -> str:
-    """The value of a row, whose use is recorded before it is returned."""
+    """The value of a row. Its use is recorded before the value is returned."""
     if row.is_legacy:
         raise _needs_upgrade(instance, row)
     ring = instance.settings.require_ring()
@@ -143,7 +144,7 @@ async def delete_secret(
 ) -> int:
     """Mark the newest version as deleted and return its number; it can be restored.
 
-    `get_secret` then returns None. One that is deleted already stays as it is.
+    `get_secret` then returns None. A version that is already deleted stays as it is.
     Raises InvalidSecret when nothing is stored, VersionConflict and DatabaseUnavailable.
     """
 
@@ -195,7 +196,7 @@ async def _change(
 async def check_settable(
     datasette: Datasette, name: str, note: str | None = None
 ) -> None:
-    """Raise what `set_secret` would for this name and note, before a value is asked for."""
+    """Raise what `set_secret` would raise for this name and note."""
     instance = get_instance(datasette)
     await _check_name(datasette, instance, name)
     _check_note(note)
@@ -214,9 +215,9 @@ async def set_secrets(
 ) -> dict[str, int | None]:
     """Store a new version of each secret, all of them in one transaction, or none.
 
-    Returns the number of each new version. `skip_existing`: leave a name of which
-    something is stored, even if it is deleted, as it is; its number is then None.
-    `dry_run`: only return what the numbers would be. `options`: of `insert_version`.
+    Returns the number of each new version. `skip_existing`: do not change a secret
+    that has a stored version, even a deleted one; its number is then None. `dry_run`: only
+    return what the numbers would be. `options`: of `insert_version`.
 
     Raises what `set_secret` raises.
     """
@@ -262,9 +263,9 @@ async def set_details(
     expected_version: int | None = None,
     expected: Mapping[str, str | None] | None = None,
 ) -> tuple[int, list[str]]:
-    """Change the `note`, the day `renew_by`, or both, of the newest version.
+    """Change the `note`, the date `renew_by`, or both, of the newest version.
 
-    `expected`: what the caller was shown of them. Returns the number of the version, and
+    `expected`: their old values as the caller saw them. Returns the number of the version, and
     which of them changed. Raises InvalidSecret, VersionConflict and DatabaseUnavailable.
     """
     _check_note(details.get("note"))
@@ -301,7 +302,7 @@ async def log_read(
 ) -> None:
     """Log that a stored value was printed; `version` None for the newest.
 
-    Logs nothing if the value came from the environment. Raises DatabaseUnavailable.
+    Does nothing if the value came from the environment. Raises DatabaseUnavailable.
     """
     instance = get_instance(datasette)
     if version is None:
@@ -321,7 +322,7 @@ async def roll_back(
     actor_id: str | None = None,
     expected_version: int | None = None,
 ) -> int:
-    """Seal the value of an earlier version afresh as a new one; returns its number.
+    """Seal the value of an earlier version again as a new one. Returns its number.
 
     The new version has the note of the earlier one. Raises InvalidSecret when there is no
     such version or it was destroyed, and what `get_secret` and `set_secret` raise.
@@ -356,9 +357,9 @@ async def destroy_versions(
     expected_version: int | None = None,
     vacuum: bool = False,
 ) -> tuple[int, database.CleanUp]:
-    """Remove the values of some versions for good: how many, and what became of the rest.
+    """Remove the values of some versions for good. Returns how many, and the clean-up.
 
-    Their record stays. `vacuum`: rewrite the file even if it is large or a named
+    Their records stay. `vacuum`: rewrite the file even if it is large, or not the internal
     database. Raises InvalidSecret when a version is not stored, VersionConflict and
     DatabaseUnavailable.
     """
@@ -383,7 +384,7 @@ async def destroy_row(
     actor_id: str | None = None,
     vacuum: bool = False,
 ) -> database.CleanUp:
-    """Remove the value of a damaged row, which has no name or version to call it by.
+    """Remove the value of a damaged row that has no valid name or version.
 
     Raises InvalidSecret when there is no such row, and DatabaseUnavailable.
     """
@@ -412,7 +413,7 @@ async def _destroy(
 async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.CleanUp:
     """Remove destroyed values and replaced wraps from the database's files.
 
-    `remains` of what it returns names what may be left and what to do about it.
+    `remains` in the result says what may be left and what to do about it.
     """
     is_small = instance.db.size < database.VACUUM_MAX_BYTES
     vacuum = vacuum or (instance.settings.database is None and is_small)
@@ -485,4 +486,4 @@ def _check_renew_by(renew_by: object) -> None:
             raise ValueError
         datetime.date.fromisoformat(renew_by)
     except ValueError:
-        raise InvalidSecret("A date must exist, and be written YYYY-MM-DD") from None
+        raise InvalidSecret("A date must be valid, and written as YYYY-MM-DD") from None

@@ -1,7 +1,7 @@
-"""Every statement on the table of secrets. Never sees a value or a key.
+"""Every statement on the table of secrets. No function here handles a value or a key.
 
-Versions are rows; the newest of a name is current, by `order by version desc, id`: where
-datasette-secrets 0.x stored one version twice it served the lowest id, and so does this.
+Each row is a version. The newest version of a name is current, by `order by version desc,
+id`: if datasette-secrets 0.x stored a number twice, it also served the lowest id.
 Functions that take a connection, or a `Changing`, run inside a transaction. The others
 raise DatabaseUnavailable.
 """
@@ -62,9 +62,9 @@ _SELECT_CURRENT = f"""select id, version, encryption_key_name, wrapped_key, {_EN
 
 
 class Row(NamedTuple):
-    """A stored version with its envelope. Of a damaged row, any field may be anything.
+    """A stored version with its envelope. In a damaged row, a field may have any type.
 
-    Where `encrypted` is larger than that of any value it is its size, an int.
+    If `encrypted` is larger than that of any value, the field is its size, an int.
     """
 
     id: int
@@ -113,14 +113,14 @@ class Version(NamedTuple):
 
 
 class LastUse(NamedTuple):
-    """When a secret was last used and by which actor; `version` is the one that was."""
+    """When, by which actor and in which version a secret was last used."""
 
     at: str | None = None
     by: str | None = None
     version: object = None
 
 
-#: A row as it was read, and the envelope that is to be written over it.
+#: A row as it was read, and the envelope that replaces its own.
 Replacement = tuple[Row, Sealed]
 
 
@@ -173,12 +173,12 @@ async def _fetch(
 def _select(
     conn: sqlite3.Connection, sql: str, parameters: Mapping[str, object]
 ) -> list[tuple[Any, ...]]:
-    """All rows; none without the table. The columns that 0.x did not have are null."""
+    """All rows, or none if there is no table. Columns that 0.x did not have are null."""
     try:
         with tuple_cursor(conn) as cursor:
             return cursor.execute(sql, parameters).fetchall()
     except sqlite3.OperationalError as error:
-        # By its first words: where text is no UTF-8, the rest of the message is that text.
+        # Only the first words are fixed. The rest may be text that is not UTF-8.
         message = str(error)
         if message.startswith("no such table"):
             return []
@@ -187,7 +187,7 @@ def _select(
                 sql = sql.replace(column, "null")
         elif not message.startswith("Could not decode"):
             raise
-    # Datasette's own settings read text that is no UTF-8.
+    # Datasette's own settings can read text that is not UTF-8.
     cursor = conn.cursor()
     cursor.row_factory = None
     return cursor.execute(sql, parameters).fetchall()
@@ -215,7 +215,7 @@ def insert_version(
     columns: dict[str, object] = {"name": name, "note": note, "version": version}
     columns |= {"created_at": changing.at, "created_by": changing.actor_id}
     columns |= {"updated_at": changing.at, "updated_by": changing.actor_id}
-    # Null, and read back as null.
+    # Written as null, so that they are read back as well.
     columns |= dict.fromkeys(("deleted_at", "deleted_by"))
     columns |= dict.fromkeys(("last_used_at", "last_used_by"))
     columns |= {"renew_by": renew_by, **dict(zip(_CELLS, sealed, strict=True))}
@@ -263,10 +263,10 @@ def prune(changing: Changing, name: str, keep: int) -> list[int]:
 
 
 def destroy_row(changing: Changing, row_id: int) -> tuple[str, object]:
-    """Remove the value of one row for good; returns what it has for name and version.
+    """Remove the value of one row for good. Returns its name and version.
 
-    A row whose version is no number that a version can have goes with its record, since
-    it would stay the newest of its name. Raises InvalidSecret when there is no such row.
+    A row whose version is not a valid number is deleted, since it would stay the newest of
+    its name. Raises InvalidSecret when there is no such row.
     """
     rows = changing.conn.execute(
         f"""select name, version,
@@ -348,7 +348,7 @@ async def history(db: Database, name: str) -> list[Version]:
 
 
 async def names(db: Database, *, with_date: bool = False) -> set[str]:
-    """Every name under which something is stored, or a version with a date to renew it."""
+    """Every name that has a stored version; `with_date`: one with a date to renew it."""
     sql = f"select distinct name from {TABLE} where typeof(name) = 'text'"  # noqa: S608
     if with_date:
         sql += " and renew_by is not null"
@@ -356,7 +356,7 @@ async def names(db: Database, *, with_date: bool = False) -> set[str]:
 
 
 async def unusual_names(db: Database, key_ids: list[str]) -> set[str]:
-    """The names with a version that is in another state than stored, or has a date.
+    """The names with a version that is in another state than `stored`, or has a date.
 
     `key_ids`: the keys of the ring.
     """
@@ -402,7 +402,7 @@ async def versions_elsewhere(db: Database, key_id: str) -> list[Version]:
 
 
 async def count_held(db: Database, up_to: int = 2**63 - 1) -> Held:
-    """Count rows of the table, not of its index."""
+    """Count the rows of the table without using its index."""
     values = "count(ifnull(wrapped_key, encrypted))"
     sql = f"""select {values}, count(*) - {values}, ifnull(max(id), 0)
         from {TABLE} not indexed where id <= :up_to"""  # noqa: S608
@@ -420,8 +420,8 @@ async def rows_from(
 ) -> list[Row]:
     """Up to `limit` rows that hold a value, from id `row_id` on.
 
-    `but_key_id`: leave out those wrapped by that key. No key wraps a row of 0.x, whatever
-    is in it. `legacy_only`: only rows of 0.x. `wraps_only`: read no values; `encrypted`
+    `but_key_id`: leave out those wrapped by that key. Rows of 0.x are never left out by
+    it. `legacy_only`: only rows of 0.x. `wraps_only`: read no values; `encrypted`
     is then None.
     """
     parameters = {"row_id": row_id, "limit": limit, "key_id": but_key_id}
@@ -444,7 +444,7 @@ def legacy_rows(conn: sqlite3.Connection, row_id: int, limit: int) -> list[Row]:
 async def rows_with_ids(
     db: Database, ids: list[int], *, wraps_only: bool = False
 ) -> list[Row]:
-    """Those of these rows that hold a value. `wraps_only`: as in `rows_from`."""
+    """The rows with these ids that hold a value. `wraps_only`: as in `rows_from`."""
     where = f"{_IDS} order by id"
     sql = _select_rows(where, wraps_only=wraps_only)
     return list(map(Row._make, await _fetch(db, sql, {"ids": json.dumps(ids)})))
@@ -458,10 +458,10 @@ def _select_rows(where: str, *, wraps_only: bool = False) -> str:
 def replace_envelopes(
     conn: sqlite3.Connection, changes: list[Replacement], *, wraps_only: bool = False
 ) -> Replaced:
-    """Write new envelopes over rows that still are the ones that were read.
+    """Write new envelopes over rows that have not changed since they were read.
 
     `wraps_only`: the value stays as it is, and `encrypted` is neither read nor written.
-    A row that has vanished or was destroyed needs nothing more. Raises
+    A row that was removed or destroyed is skipped. Raises
     DatabaseUnavailable unless each row that was written holds what was written to it.
     """
     first, end = (1, 3) if wraps_only else (0, 4)
@@ -494,9 +494,9 @@ async def record_uses(
 ) -> sqlite3.Error | None:
     """Write when and by which actor each row was last used, in one short transaction.
 
-    Returns the error where it failed. A later use that another process
-    wrote stays, unless it is later than `now`: then a clock was wrong. Waits 40 ms at
-    most for the lock.
+    Returns the error if it failed. A later use that another process wrote is kept, unless
+    it is later than `now`, because then a clock was wrong. Waits at most 40 ms for the
+    lock.
     """
 
     def record_secret_uses(conn: sqlite3.Connection) -> sqlite3.Error | None:

@@ -1,7 +1,8 @@
 """Re-seals what datasette-secrets 0.x stored under the primary master key.
 
-The start of a server does it once, in the transaction that adds our columns. A row of 0.x
-that is found later is bound to no name, so that only the command and the page convert it.
+The start of a server does it once, in the transaction that adds the new columns. A row of 0.x
+that is added later may be an attack, because it is bound to no name. Only the command and
+the page convert such a row.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Upgrade(Report):
-    """What of 0.x was found, and what became of it."""
+    """The rows of 0.x that were found, and the outcome."""
 
     #: Name and version of every row of 0.x that holds a value.
     found: list[tuple[str, object]] = field(default_factory=list)
@@ -38,13 +39,13 @@ async def upgrade(
 ) -> Upgrade:
     """Re-seal what datasette-secrets 0.x stored under the primary master key.
 
-    Every key of the ring is tried, since those rows name none. What none of them decrypts
-    is left and named. Names, versions, notes, times, actors and deleted marks stay.
-    `dry_run`: only say what could be decrypted; the table is not even migrated.
-    `progress` is told how many of those rows each step has dealt with.
+    Every key of the ring is tried, since those rows have no key ID. A row that no key
+    decrypts is left and reported. Names, versions, notes, times, actors and deleted marks
+    stay. `dry_run`: only report what can be decrypted; the table is not even migrated.
+    `progress` is called with the number of rows of each step.
 
-    Raises NotConfigured, DatabaseUnavailable, and MissingExtra where there is something
-    to upgrade and `cryptography` is not installed.
+    Raises NotConfigured, DatabaseUnavailable, and MissingExtra if there is something to
+    upgrade and `cryptography` is not installed.
     """
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
@@ -63,13 +64,13 @@ async def upgrade(
 async def upgrade_at_start(datasette: Datasette) -> Upgrade | None:
     """Migrate a table of 0.x and re-seal its rows, all in one transaction.
 
-    Returns None where the table is not one of 0.x that holds a value. What no key of the
-    ring decrypts is left and named.
+    Returns None if this is not a table of 0.x with a value in it. A row that no key of the
+    ring decrypts is left and reported.
 
     Raises NotConfigured, MissingExtra and DatabaseUnavailable; nothing is then changed.
     """
     instance = get_instance(datasette)
-    if not await schema.is_of_zero(instance.db):
+    if not await schema.is_legacy(instance.db):
         return None
     fernet.require_fernet()
     report = Upgrade()
@@ -92,9 +93,9 @@ async def _convert(
     *,
     only_first: bool = False,
 ) -> None:
-    """Migrate the table, and re-seal its rows in transactions of so many rows.
+    """Migrate the table, and re-seal its rows in transactions of `batch_size` rows.
 
-    `only_first`: unless another server has done so already.
+    `only_first`: only if no other server has done so already.
     """
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
@@ -102,7 +103,7 @@ async def _convert(
 
     def upgrade_secret_versions(changing: Changing) -> int:
         nonlocal next_id, log_id
-        if only_first and schema.value_of_zero(changing.conn) is None:
+        if only_first and schema.legacy_value(changing.conn) is None:
             return 0
         schema.apply_migrations(changing.conn)
         rows = store.legacy_rows(changing.conn, next_id, batch_size)

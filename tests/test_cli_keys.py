@@ -188,8 +188,8 @@ def test_status_in_json_has_a_documented_shape(old: Console) -> None:
             {
                 "code": "unknown-master-key",
                 "message": f"4 versions need master key {OLD_ID}, which is not "
-                "configured: add it to encryption-key, or see what 'datasette secrets "
-                "verify' says",
+                "configured: add it to encryption-key, or run 'datasette secrets verify' "
+                "for another way out",
             }
         ],
         "warnings": [

@@ -83,7 +83,7 @@ async def test_a_view_of_the_name_of_the_table_is_said_and_not_read(
     await datasette.invoke_startup()
     said = capsys.readouterr().err
     assert "The view 'datasette_secrets' was not made by this plugin" in said
-    assert "; secrets can be read, and not changed" in said
+    assert "; secrets can be read but not changed" in said
 
 
 async def test_who_may_not_run_sql_across_databases_is_not_warned_of(
@@ -133,7 +133,7 @@ async def test_what_a_row_says_for_a_key_id_is_not_repeated(
         )
     await make_datasette(master_key).invoke_startup()
     said = capsys.readouterr().err
-    assert "3 versions name no master key: run 'datasette secrets verify'" in said
+    assert "3 versions have no valid key ID: run 'datasette secrets verify'" in said
     assert "forged" not in said
 
 
@@ -211,7 +211,7 @@ async def test_an_immutable_database_is_said_and_can_be_downloaded_by_anyone(
     datasette = make_datasette(master_key, **options)
     await datasette.invoke_startup()
     said = capsys.readouterr().err
-    assert "is immutable: they can be read, not changed" in said
+    assert "is immutable: they can be read but not changed" in said
     assert "anyone, without signing in, can download the database 'named'" in said
     assert "is immutable" in health.why_read_only(get_instance(datasette))
     assert await get_secret(datasette, "A") == "a value"

@@ -230,7 +230,7 @@ async def test_a_change_that_is_not_found_where_it_was_written_is_taken_back(
         "keep": lambda: set_secret(datasette, NAME, VALUE, keep=2),
         "read": lambda: service.log_read(datasette, NAME, 1),
     }
-    with pytest.raises(DatabaseUnavailable, match="does not hold what was written"):
+    with pytest.raises(DatabaseUnavailable, match="does not contain what was written"):
         await actions[action]()
     assert (snapshot(internal), log(internal)) == before
 

@@ -441,7 +441,7 @@ async def test_a_record_of_migrations_that_makes_no_sense_stops_changes_and_no_r
     before = rows(path)
 
     datasette = await start(make_datasette(master_key, database="named", files=[path]))
-    assert "secrets can be read, and not changed" in capsys.readouterr().err
+    assert "secrets can be read but not changed" in capsys.readouterr().err
     with pytest.raises(NeedsUpgrade, match=r"0\.x"):
         await set_secret(datasette, "A", "new")
     with pytest.raises(DatabaseUnavailable, match="cannot be written"):

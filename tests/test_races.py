@@ -109,7 +109,7 @@ async def test_a_rotation_that_is_never_quick_enough_ends_and_says_so(
         lambda: rotation.rotate(quicker, new_data_keys=True),
         times=1_000,
     )
-    with pytest.raises(DatabaseUnavailable, match="does not hold what was written"):
+    with pytest.raises(DatabaseUnavailable, match="does not contain what was written"):
         await rotation.rotate(rotating, new_data_keys=True)
     assert await get_secret(rotating, "B") == "value of B"
 
@@ -155,7 +155,9 @@ async def test_a_rotation_is_an_error_where_the_file_does_not_hold_what_was_writ
             "create temp trigger undo after update of encryption_key_name on "
             f"main.datasette_secrets when new.name = 'B' begin {undoes}; end"
         )
-        with pytest.raises(DatabaseUnavailable, match="does not hold what was written"):
+        with pytest.raises(
+            DatabaseUnavailable, match="does not contain what was written"
+        ):
             store.replace_envelopes(conn, changes, wraps_only=wraps_only)
 
 
