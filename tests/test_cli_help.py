@@ -6,12 +6,14 @@ import asyncio
 import datetime
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 from support import documents
 from support.console import Console, key_id
+from support.forks import Forks
 from support.terminal import Terminal
 
 from datasette_secrets import envelope
@@ -66,9 +68,17 @@ def examples(name: str) -> list[str]:
     return re.findall(rf"(?m){first}(?:\\\n[^\\\n]*)*)$", help_of(name))
 
 
+@pytest.fixture(scope="module")
+def datasette(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What starts the program `datasette` in a shell."""
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks.command
+    forks.close()
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_each_example_can_be_pasted(name: str, folder: Path) -> None:
-    env = documents.shell_environment(folder)
+def test_each_example_can_be_pasted(name: str, folder: Path, datasette: str) -> None:
+    env = documents.shell_environment(folder, datasette)
     password_store = folder / "commands" / "pass"
     password_store.write_text("#!/bin/sh\necho sk-1\n")
     password_store.chmod(0o755)

@@ -45,13 +45,16 @@ def blocks(text: str, language: str) -> list[str]:
     return [re.sub(rf"(?m)^{indent}", "", block) for indent, block in found]
 
 
-def shell_environment(folder: Path) -> dict[str, str]:
+def shell_environment(
+    folder: Path, datasette: str = f"'{sys.executable}' -m datasette"
+) -> dict[str, str]:
     """An environment whose `datasette` is this one, and whose `pip` has nothing to do."""
     commands = folder / "commands"
     commands.mkdir()
-    for name, rest in (("datasette", '-m datasette "$@"'), ("pip", "-m pip --version")):
+    pip = f"'{sys.executable}' -m pip --version"
+    for name, command in (("datasette", f'{datasette} "$@"'), ("pip", pip)):
         script = commands / name
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {rest}\n')
+        script.write_text(f"#!/bin/sh\nexec {command}\n")
         script.chmod(0o755)
     return {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
 
