@@ -88,6 +88,7 @@ class CannotUpgrade(CannotOpen):
         self, name: object, version: object, *, is_too_large: bool = False
     ) -> None:
         super().__init__(name, version)
+        self.is_too_large = is_too_large
         why = "no configured key decrypts it: add its key to encryption-key"
         if is_too_large:
             why = "is larger than a value can be: set a shorter one"

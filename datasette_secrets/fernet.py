@@ -29,7 +29,10 @@ def way_out(*, is_configured: bool) -> str:
         require_fernet()
     except MissingExtra:
         return "install 'datasette-secrets[fernet]' and restart"
-    return "run 'datasette secrets upgrade'"
+    return (
+        "add the key that it was stored with to encryption-key unless it is there, and "
+        "run 'datasette secrets upgrade'"
+    )
 
 
 def decrypt(master_key: bytes, token: object) -> bytes:

@@ -144,7 +144,7 @@ async def examine(
         problems.append(Remark("not-configured", instance.settings.missing))
     problems += _missing_keys(census)
     if census.legacy:
-        problems.append(await _needs_upgrade(instance, census))
+        problems += await _needs_upgrade(instance, census)
     warnings = await _warnings(datasette, instance) + await _overridden(instance)
     return Health(problems, warnings)
 
@@ -186,14 +186,25 @@ def _missing_keys(census: rotation.Census) -> list[Remark]:
     return [Remark("unknown-master-key", message) for message in messages]
 
 
-async def _needs_upgrade(instance: Instance, census: rotation.Census) -> Remark:
-    rows = await store.rows_from(
-        instance.db, -(2**63), _NAMED_MAX, legacy_only=True, wraps_only=True
-    )
-    named = ", ".join(f"{row.name} version {row.version}" for row in rows)
-    more = census.legacy - len(rows)
-    if more > 0:
-        named += f" and {more:,} more"
+async def _needs_upgrade(instance: Instance, census: rotation.Census) -> list[Remark]:
+    rows = await store.rows_from(instance.db, -(2**63), _NAMED_MAX, legacy_only=True)
+    named: list[str] = []
+    too_large: list[str] = []
+    for row in rows:
+        names = too_large if row.is_too_large else named
+        names.append(f"{row.name} version {row.version}")
+    remarks = []
+    if too_large:
+        message = (
+            "datasette-secrets 0.x stored values that are too large to be upgraded "
+            f"({', '.join(too_large)}): set shorter ones, and destroy these versions"
+        )
+        remarks.append(Remark("needs-upgrade", message))
+    count = census.legacy - len(too_large)
+    if count <= 0:
+        return remarks
+    if (more := count - len(named)) > 0:
+        named.append(f"{more:,} more")
     if await schema.is_legacy(instance.db):
         is_configured = instance.settings.ring is not None
         way_out = fernet.way_out(is_configured=is_configured)
@@ -202,12 +213,12 @@ async def _needs_upgrade(instance: Instance, census: rotation.Census) -> Remark:
             "add the key that they were stored with to encryption-key, and run "
             "'datasette secrets upgrade'"
         )
-    was = "was" if census.legacy == 1 else "were"
-    return Remark(
-        "needs-upgrade",
-        f"{count_versions(census.legacy)} {was} stored by datasette-secrets 0.x and "
-        f"cannot be read until upgraded ({named}): {way_out}",
+    was = "was" if count == 1 else "were"
+    message = (
+        f"{count_versions(count)} {was} stored by datasette-secrets 0.x and cannot be "
+        f"read until upgraded ({', '.join(named)}): {way_out}"
     )
+    return [*remarks, Remark("needs-upgrade", message)]
 
 
 async def _overridden(instance: Instance) -> list[Remark]:

@@ -63,7 +63,7 @@ class Problem:
         remedy = _destroy_command(row)
         if isinstance(error, NeedsUpgrade):
             remedy = "datasette secrets upgrade"
-        elif isinstance(error, CannotUpgrade):
+        elif isinstance(error, CannotUpgrade) and not error.is_too_large:
             remedy = (
                 "add its key to encryption-key and run 'datasette secrets upgrade' again, "
                 f"or give the version up: {remedy}"

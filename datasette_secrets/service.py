@@ -87,6 +87,8 @@ async def _use(
 def _needs_upgrade(instance: Instance, row: store.Row) -> NeedsUpgrade:
     is_configured = instance.settings.ring is not None
     way_out = fernet.way_out(is_configured=is_configured)
+    if row.is_too_large:
+        way_out = "it is too large for that, so set a shorter value"
     return NeedsUpgrade(row.name, row.version, way_out)
 
 

@@ -86,6 +86,10 @@ class Row(NamedTuple):
         """Whether datasette-secrets 0.x wrote it."""
         return self.envelope_version is None and self.wrapped_key is None
 
+    @property
+    def is_too_large(self) -> bool:
+        return isinstance(self.encrypted, int)
+
 
 class Version(NamedTuple):
     """A stored version without its envelope. Times are UTC, actors are ids."""

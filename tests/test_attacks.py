@@ -32,6 +32,7 @@ from datasette_secrets import (
     delete_secret,
     envelope,
     get_secret,
+    health,
     listing,
     restore_secret,
     rotation,
@@ -281,7 +282,29 @@ async def test_a_value_of_0x_that_is_too_large_is_named_and_left(
         return
     [problem] = report.problems
     assert "is larger than a value can be" in problem.message
+    assert "add its key" not in problem.remedy
     assert attacker.row("OPENAI_API_KEY", 3)["encrypted"] == token
+
+
+async def test_a_value_of_0x_that_is_too_large_needs_no_key(
+    datasette: Datasette, attacker: Attacker, master_key: str
+) -> None:
+    token = Fernet(master_key).encrypt(b"x" * 200_000)
+    attacker.put_token("OPENAI_API_KEY", 3, token)
+    with pytest.raises(NeedsUpgrade, match="too large for that, so set a shorter"):
+        await get_secret(datasette, "OPENAI_API_KEY")
+    [problem] = (await health.examine(datasette)).problems
+    assert problem.code == "needs-upgrade"
+    assert "too large to be upgraded (OPENAI_API_KEY version 3)" in problem.message
+    assert "key that" not in problem.message
+    # Beside one that a key would help, each is named once.
+    attacker.put_token("BANK_API_KEY", 3, Fernet(Fernet.generate_key()).encrypt(b"x"))
+    large, other = (await health.examine(datasette)).problems
+    assert large == problem
+    assert other.message.startswith("1 version was stored")
+    assert "(BANK_API_KEY version 3): add the key" in other.message
+    with pytest.raises(NeedsUpgrade, match=r"add the key .* and run"):
+        await get_secret(datasette, "BANK_API_KEY")
 
 
 async def test_a_leaked_data_key_forges_its_own_row_and_no_other(
