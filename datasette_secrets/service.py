@@ -300,20 +300,11 @@ _ACTIONS = {"note": "set-note", "renew_by": "set-renew-by"}
 
 
 async def log_read(
-    datasette: Datasette, name: str, version: int | None, *, actor_id: str | None = None
+    datasette: Datasette, name: str, version: int, *, actor_id: str | None = None
 ) -> None:
-    """Log that a stored value was printed; `version` None for the newest.
-
-    Does nothing if the value came from the environment. Raises DatabaseUnavailable.
-    """
-    instance = get_instance(datasette)
-    if version is None:
-        if instance.environment_value(name) is not None:
-            return
-        newest = await store.newest(instance.reader, name)
-        version = newest and newest.version
+    """Log that the value of this stored version was printed. Raises DatabaseUnavailable."""
     change = Change("get-secret", name, version)
-    await changes.record(datasette, instance.db, actor_id, change)
+    await changes.record(datasette, get_instance(datasette).db, actor_id, change)
 
 
 async def roll_back(

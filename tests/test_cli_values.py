@@ -8,12 +8,14 @@ import shlex
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.console import DATASETTE, Console, plugin, sentence
 from support.terminal import Terminal
 
-from datasette_secrets import CheckResult, Secret
+from datasette_secrets import CheckResult, Secret, service
+from datasette_secrets.cli import output
 
 CREATE = "--create"
 
@@ -86,6 +88,39 @@ def test_the_login_name_is_recorded_unless_an_actor_is_given(
     assert first["created_by"] == "cli:ada"
     assert newest["created_by"] == "robot"
     assert newest["last_used_by"] == "cli:ada"
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_the_log_names_the_version_that_was_printed(
+    filled: Console, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Another version is stored just before the value is read, or just after."""
+
+    def store_another() -> None:
+        filled.sql(
+            "insert into datasette_secrets (name, version, encryption_key_name) "
+            "values ('OPENAI', 3, '')"
+        )
+
+    if moment == "before":
+        read = service.get_version
+
+        def read_later(*arguments: Any, **options: Any) -> Any:
+            store_another()
+            return read(*arguments, **options)
+
+        monkeypatch.setattr(service, "get_version", read_later)
+    else:
+        write = output.print_value
+
+        def print_and_store(failure: str, value: str | None) -> None:
+            write(failure, value)
+            store_another()
+
+        monkeypatch.setattr(output, "print_value", print_and_store)
+    assert filled.value("OPENAI") == "OPENAI value 2"
+    [read_entry] = filled.json("log", "--name", "OPENAI", "--limit", "1")["log"]
+    assert (read_entry["action"], read_entry["version"]) == ("get-secret", 2)
 
 
 def test_the_environment_counts_first_and_a_version_never_comes_from_it(

@@ -90,18 +90,25 @@ async def get(
     or else the newest version. It is recorded as a use and logged.
     """
     failure = f"No value of {printable(name)}"
-    state = await listing.secret_state(datasette, name)
-    if version is None and state.state == "deleted":
-        raise click.ClickException(
-            f"{failure}: it is not set: it was deleted. To undo that: datasette secrets "
-            f"restore {printable(name)}"
-        )
+    if version is None:
+        state = await listing.secret_state(datasette, name)
+        if state.state == "deleted":
+            raise click.ClickException(
+                f"{failure}: it is not set: it was deleted. To undo that: datasette "
+                f"secrets restore {printable(name)}"
+            )
+        if state.source is None:
+            raise click.ClickException(f"{failure}: it is not set")
+        # The version is settled now, so that the one in the log is the one printed.
+        version = state.version if state.source == "database" else None
     reading = (
         service.get_secret(datasette, name, actor_id)
         if version is None
         else service.get_version(datasette, name, version, actor_id=actor_id)
     )
     output.print_value(failure, await reading)
+    if version is None:  # from the environment
+        return
     try:
         await service.log_read(datasette, name, version, actor_id=actor_id)
     except DatabaseUnavailable as error:
