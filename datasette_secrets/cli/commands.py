@@ -16,7 +16,7 @@ from ..errors import DatabaseUnavailable, SecretsError, printable
 from ..instance import get_instance
 from . import arguments, output, prompt
 from .arguments import flag, option
-from .serve import command, require_name, stored_versions
+from .serve import changing_command, command, require_name, stored_versions
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -143,7 +143,7 @@ _set_options = [
 ]
 
 
-@command(
+@changing_command(
     "set",
     creates=True,
     missing="a value is never taken from the command line, where others can see it. Type "
@@ -169,7 +169,7 @@ async def set_(
     output.say(f"Stored {name} version {version}")
 
 
-@command(
+@changing_command(
     params=[arguments.name, click.Argument(["text"]), arguments.actor],
     example='OPENAI_API_KEY "ask Anna"',
 )
@@ -187,7 +187,7 @@ async def note(datasette: Datasette, name: str, text: str, actor_id: str) -> Non
 _date = click.Argument(["date"], type=arguments.date_or_never)
 
 
-@command(
+@changing_command(
     params=[arguments.name, _date, arguments.actor], example="OPENAI_API_KEY 2031-05-31"
 )
 async def renew(datasette: Datasette, name: str, date: str, actor_id: str) -> None:
@@ -206,7 +206,7 @@ _env_file = click.Argument(["env_file"], metavar="FILE")
 _skip = flag("--skip-existing", "Skip names that are already stored")
 
 
-@command(
+@changing_command(
     "import",
     creates=True,
     params=[_env_file, arguments.dry_run, _skip, arguments.actor],
@@ -253,7 +253,7 @@ async def import_(
 _confirmed = [arguments.name, arguments.yes, arguments.actor]
 
 
-@command(params=_confirmed)
+@changing_command(params=_confirmed)
 async def delete(datasette: Datasette, name: str, yes: bool, **options: Any) -> None:
     """Delete a secret, so that plugins see it as unset
 
@@ -265,7 +265,7 @@ async def delete(datasette: Datasette, name: str, yes: bool, **options: Any) -> 
     output.say(f"Deleted {name}, at version {version}")
 
 
-@command(params=_confirmed)
+@changing_command(params=_confirmed)
 async def restore(datasette: Datasette, name: str, yes: bool, **options: Any) -> None:
     """Restore a secret that was deleted"""
     newest = (await stored_versions(datasette, name))[0]
@@ -280,7 +280,7 @@ async def restore(datasette: Datasette, name: str, yes: bool, **options: Any) ->
 _number = click.Argument(["version"], type=arguments.version_number, metavar="N")
 
 
-@command(
+@changing_command(
     params=[arguments.name, _number, arguments.yes, arguments.actor],
     example="OPENAI_API_KEY 2",
 )
@@ -306,7 +306,7 @@ _all_but_newest = flag("--all-but-newest", "Destroy every version but the newest
 _destroying = [arguments.vacuum, arguments.yes, arguments.actor]
 
 
-@command(
+@changing_command(
     params=[arguments.name, _versions, _all_but_newest, *_destroying],
     example="OPENAI_API_KEY --version 1",
 )
@@ -361,7 +361,7 @@ _ids = click.IntRange(-(2**63), 2**63 - 1)
 _row_id = click.Argument(["row_id"], type=_ids, metavar="ID")
 
 
-@command(
+@changing_command(
     params=[_row_id, *_destroying],
     example="17",
     # An id may be negative, which otherwise looks like an option.

@@ -20,6 +20,10 @@ from typing import Any
 _EXIT_CODE = 130  # 128 and the number of SIGINT, as a shell says it
 
 
+class Cancelled(KeyboardInterrupt):
+    """Ctrl-C came while the task ran, and not while it waited at a prompt."""
+
+
 class _Handler:
     def __init__(self, task: asyncio.Task[None]) -> None:
         self._task = task
@@ -38,7 +42,8 @@ class _Handler:
 def run(main: Coroutine[Any, Any, None], close: Callable[[], None]) -> None:
     """Run a coroutine on a loop of its own, and then `close`.
 
-    Raises KeyboardInterrupt when Ctrl-C ended it. No write is cut off.
+    Raises KeyboardInterrupt when Ctrl-C ended a prompt, and Cancelled when it ended
+    anything else. No write is cut off.
     """
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -47,7 +52,7 @@ def run(main: Coroutine[Any, Any, None], close: Callable[[], None]) -> None:
         try:
             loop.run_until_complete(task)
         except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+            raise Cancelled from None
         finally:
             waiting = asyncio.all_tasks(loop)
             for each in waiting:

@@ -13,7 +13,7 @@ from ..envelope import generate_master_key
 from ..instance import get_instance
 from . import arguments, output, prompt
 from .arguments import Command, flag, option
-from .serve import DatabaseCommand, command
+from .serve import DatabaseCommand, changing_command, command
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -49,7 +49,7 @@ _second = flag("--second", "Put the new key into the second file (step 1 of 2)")
 _swap = flag("--swap", "Exchange the keys of the two files (step 2 of 2)")
 
 
-@command(cls=_NewKeyCommand, params=[_second, _swap])
+@command(cls=_NewKeyCommand, look="status", params=[_second, _swap])
 async def new_key(datasette: Datasette, second: bool, swap: bool) -> None:
     """Put a new master key into the key files
 
@@ -96,7 +96,7 @@ _skip = flag(
 _rewriting = [_batch_size, arguments.vacuum, arguments.actor, arguments.json]
 
 
-@command(params=[arguments.dry_run, _new_data_keys, _skip, *_rewriting])
+@changing_command(params=[arguments.dry_run, _new_data_keys, _skip, *_rewriting])
 async def rotate_key(datasette: Datasette, as_json: bool, **options: Any) -> int:
     """Re-wrap every version with the primary master key
 
@@ -135,7 +135,7 @@ async def rotate_key(datasette: Datasette, as_json: bool, **options: Any) -> int
     return serialize.exit_code(report)
 
 
-@command(params=[arguments.dry_run, arguments.yes, *_rewriting])
+@changing_command(params=[arguments.dry_run, arguments.yes, *_rewriting])
 async def upgrade(
     datasette: Datasette, dry_run: bool, yes: bool, as_json: bool, **options: Any
 ) -> int:

@@ -56,7 +56,8 @@ class DatabaseCommand(Command):
     It returns the exit code, None for 0. The options of `datasette serve` are added when
     they are first asked for, since importing them takes long. `creates`: it stores
     secrets, so --create makes a database, and a new name is fine. `missing`: what to do
-    when a FILE does not exist.
+    when a FILE does not exist. `look`: the command that shows whether it made its change;
+    empty if it makes none.
     """
 
     example_options = "-c datasette.yaml --internal internal.db"
@@ -68,11 +69,13 @@ class DatabaseCommand(Command):
         *args: Any,
         creates: bool = False,
         missing: str = "check the paths, which are not repeated here",
+        look: str = "",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._creates = creates
         self._missing = missing
+        self._look = look
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self._serve_options:
@@ -91,12 +94,10 @@ class DatabaseCommand(Command):
         try:
             datasette = self._build(ctx, options)
             interrupt.run(self._run(datasette, ctx.params), datasette.close)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupted:
             if is_terminal(sys.stderr):
                 click.echo(err=True)  # after the ^C
-            raise click.ClickException(
-                "Interrupted: nothing is half done, and the command can be run again"
-            ) from None
+            raise click.ClickException(self._interrupted(interrupted)) from None
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # Click ends without a word, as is the custom in a pipe.
@@ -107,6 +108,16 @@ class DatabaseCommand(Command):
             ) from None
         finally:
             os.umask(umask)
+
+    def _interrupted(self, how: KeyboardInterrupt) -> str:
+        # At a prompt, nothing has been changed yet.
+        if self._look and isinstance(how, interrupt.Cancelled):
+            return (
+                "Interrupted: nothing is half done, but the change may have been made. "
+                "Before you run the command again, look at 'datasette secrets "
+                f"{self._look}'"
+            )
+        return "Interrupted: nothing is half done, and the command can be run again"
 
     async def _run(self, datasette: Datasette, own_options: dict[str, Any]) -> None:
         via.set("shell")
@@ -181,6 +192,7 @@ class DatabaseCommand(Command):
 
 
 command = functools.partial(click.command, cls=DatabaseCommand)
+changing_command = functools.partial(command, look="log")
 
 
 async def require_name(
