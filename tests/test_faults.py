@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -117,45 +117,80 @@ def jobs(mode: str, step: int, names: list[str] = COMMANDS) -> list[dict[str, An
     ]
 
 
+REWRITE = ["set", "rotate", "destroy"]
+RESEAL = ["set", "rotate-new-data-keys", "destroy"]
+START = ["first-start"]
+SAMPLE = [
+    *jobs("kill-before", 29),
+    *jobs("kill-before", 14, ["careless"])[:1],
+    *jobs("kill-torn", 25, REWRITE),
+    *jobs("kill-after", 25, REWRITE),
+    *jobs("io-error", 25, RESEAL),
+    *jobs("disk-full", 25, RESEAL),
+    *(
+        job
+        for mode in ("kill-torn", "io-error", "disk-full")
+        for job in jobs(mode, 51, START)
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def tried(fault_shim: Path) -> Callable[..., Reports]:
+    """`tried(mode, names)`: the reports of these operations. All jobs are run at once."""
+    all_reports = reports(fault_shim, SAMPLE)
+
+    def of(mode: str, names: list[str]) -> Reports:
+        found = [
+            (job, report)
+            for job, report in all_reports
+            if job["mode"] == mode and job["operation"] in names
+        ]
+        assert found
+        return found
+
+    return of
+
+
 def test_killed_at_any_write_nothing_is_lost_and_the_same_command_finishes(
-    fault_shim: Path,
+    tried: Callable[..., Reports],
 ) -> None:
-    for job, report in reports(fault_shim, jobs("kill-before", 29)):
+    for job, report in tried("kill-before", COMMANDS):
         assert not report["wrong"], (job, report["wrong"])
         assert report["stopped"] > 0
 
 
 @pytest.mark.parametrize("mode", ["kill-torn", "kill-after"])
 def test_killed_in_the_middle_of_a_write_nothing_is_lost(
-    fault_shim: Path, mode: str
+    tried: Callable[..., Reports], mode: str
 ) -> None:
-    names = ["set", "rotate", "destroy"]
-    for job, report in reports(fault_shim, jobs(mode, 25, names)):
+    for job, report in tried(mode, REWRITE):
         assert not report["wrong"], (job, report["wrong"])
         assert report["stopped"] > 0
 
 
 @pytest.mark.parametrize("mode", ["io-error", "disk-full"])
 def test_an_error_of_the_disk_is_said_and_nothing_is_lost(
-    fault_shim: Path, mode: str
+    tried: Callable[..., Reports], mode: str
 ) -> None:
-    names = ["set", "rotate-new-data-keys", "destroy"]
-    for job, report in reports(fault_shim, jobs(mode, 25, names)):
+    for job, report in tried(mode, RESEAL):
         assert not report["wrong"], (job, report["wrong"])
         assert report["errors"].keys() <= {"database-unavailable"}, job
 
 
 @pytest.mark.parametrize("mode", ["kill-torn", "io-error", "disk-full"])
 def test_a_first_start_that_fails_converts_all_or_nothing_and_the_next_one_finishes(
-    fault_shim: Path, mode: str
+    tried: Callable[..., Reports], mode: str
 ) -> None:
-    for job, report in reports(fault_shim, jobs(mode, 51, ["first-start"])):
+    for job, report in tried(mode, START):
         assert not report["wrong"], (job, report["wrong"])
         assert report["changes"] > 30
 
 
-def test_a_command_that_does_half_its_work_would_be_found(fault_shim: Path) -> None:
-    [(_, report)] = reports(fault_shim, jobs("kill-before", 14, ["careless"])[:1])
+def test_a_command_that_does_half_its_work_would_be_found(
+    tried: Callable[..., Reports],
+) -> None:
+    [(_, report)] = tried("kill-before", ["careless"])
     assert report["wrong"]
 
 

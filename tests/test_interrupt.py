@@ -206,7 +206,7 @@ def test_a_sigint_that_is_ignored_stays_ignored(filled: Console) -> None:
 # What a terminal cuts, and what never ends
 
 
-@pytest.mark.parametrize("length", [100, 1_000, 4_000, 4_094, 4_095, 5_000, 65_536])
+@pytest.mark.parametrize("length", [1_000, 4_094, 4_095, 65_536])
 def test_a_typed_value_is_stored_whole_or_refused(filled: Console, length: int) -> None:
     value = ("0123456789" * 7_000)[:length]
     terminal = Terminal(filled, "set", "OPENAI")
