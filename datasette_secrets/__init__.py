@@ -17,7 +17,7 @@ The package. A module imports only from those below it, and a folder is one leve
     inspection      the one check of the whole tables
     schema          the tables and migrations      database    read, write, errors, Reader
     config          settings                       registry    Secret and its hook
-    keyfiles        new keys in the files of a key ring
+    keyfiles        reading key files, and new keys in those of a ring
     events          what other plugins are told of a change
     envelope        keys and the envelope: all cryptography
     fernet          what datasette-secrets 0.x stored

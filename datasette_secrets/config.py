@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import keyfiles
 from .envelope import KeyRing, MasterKey
 from .errors import InvalidMasterKey, NotConfigured, without_frames
 
@@ -300,8 +301,7 @@ def _follow(option: str, entry: Any) -> tuple[str, str]:
 def _read_file(option: str, path: str) -> str:
     shown = _named(path)
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+        return keyfiles.read_file(path)[0].decode("utf-8")
     except OSError as error:
         if shown == path and not os.path.isabs(path):
             shown += f", which is {os.path.abspath(path)}"

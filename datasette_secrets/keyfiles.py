@@ -1,4 +1,4 @@
-"""Puts a new master key into the files of a key ring, and never loses one.
+"""Reads key files, puts a new master key into those of a ring, and never loses one.
 
 A new file is written, synced and renamed over the old one. Killed at any moment, every key
 that rows need is in one of the two files, and the next run finishes. Anything but a regular
@@ -8,8 +8,10 @@ file is refused. A key that leaves the ring is kept beside its file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +21,8 @@ from .envelope import MasterKey, generate_master_key
 from .errors import InvalidMasterKey, NotConfigured, without_frames
 
 _READ_MAX = 65_536
+#: How long to wait for the writer of a pipe.
+_READ_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,41 @@ def key_ids(text: str) -> list[str]:
         except InvalidMasterKey as error:
             raise InvalidMasterKey(f"Key {number} cannot be used: {error}") from None
     return found
+
+
+def read_file(
+    path: str, flags: int = 0, *, pipes: bool = True
+) -> tuple[bytes, os.stat_result]:
+    """What is in a key file, up to 65,536 bytes, and its status. Raises OSError.
+
+    `pipes`: also read what a shell or a supervisor hands over, such as `/dev/stdin` and
+    `/dev/fd/63`. Nothing waits for ever: not for a FIFO, nor for a device without an end.
+    """
+    # Without O_NONBLOCK, which Windows lacks, opening a FIFO would wait for its writer.
+    flags |= os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
+    try:
+        status = os.fstat(descriptor)
+        is_handed_over = pipes and path.startswith(("/dev/", "/proc/"))
+        if not (stat.S_ISREG(status.st_mode) or is_handed_over):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        content = b""
+        deadline = time.monotonic() + _READ_SECONDS
+        while len(content) <= _READ_MAX:
+            try:
+                part = os.read(descriptor, _READ_MAX + 1 - len(content))
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    reason = f"it did not end within {_READ_SECONDS} seconds"
+                    raise OSError(errno.ETIMEDOUT, reason) from None
+                time.sleep(0.01)
+                continue
+            if not part:
+                return content, status
+            content += part
+        raise OSError(errno.EFBIG, f"it has more than {_READ_MAX:,} bytes")
+    finally:
+        os.close(descriptor)
 
 
 def make_second(paths: Sequence[str | None]) -> None:
@@ -150,13 +189,8 @@ def _check(one: _KeyFile, two: _KeyFile, how: str, needed: Collection[str]) -> N
 def _read(path: str) -> _KeyFile:
     """What is in the file. Raises NotConfigured for anything but a file with one key."""
     with _explained(path, "read"):
-        # Without O_NONBLOCK, opening a FIFO would wait for somebody to write into it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise NotConfigured(f"{path} is not a regular file")
-            text = file.read(_READ_MAX).decode("ascii", "replace").strip()
+        content, status = read_file(path, os.O_NOFOLLOW, pipes=False)
+    text = content.decode("ascii", "replace").strip()
     try:
         key_id = MasterKey.parse(text).id if text else ""
     except InvalidMasterKey as error:

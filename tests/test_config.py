@@ -6,6 +6,7 @@ import base64
 import os
 import pickle
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from datasette_secrets import (
     NotConfigured,
     config,
     envelope,
+    keyfiles,
     set_secret,
 )
 from datasette_secrets.instance import get_instance
@@ -331,6 +333,73 @@ def test_the_name_of_a_key_file_is_shown(name: str) -> None:
     with pytest.raises(InvalidMasterKey) as caught:
         load({"encryption-key": {"$file": name}})
     assert name in str(caught.value)
+
+
+@pytest.mark.unix("Windows has no FIFOs and no such devices")
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("fifo", "it is not a regular file"),
+        ("/dev/zero", "it has more than 65,536 bytes"),
+        ("folder", "it is not a regular file"),
+        ("large", "it has more than 65,536 bytes"),
+        ("pipe that never ends", "it did not end within 0 seconds"),
+    ],
+)
+def test_a_key_file_that_is_no_file_of_a_key_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, says: str
+) -> None:
+    monkeypatch.setattr(keyfiles, "_READ_SECONDS", 0)
+    reading, writing = os.pipe()
+    path = str(tmp_path / "master.key")
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "large":
+        Path(path).write_text("x" * 65_537)
+    else:
+        path = {"folder": str(tmp_path), "/dev/zero": kind}.get(
+            kind, f"/dev/fd/{reading}"
+        )
+    try:
+        with pytest.raises(InvalidMasterKey) as caught:
+            load({"encryption-key": {"$file": path}})
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert str(caught.value) == (
+        f"datasette-secrets: encryption-key cannot be read: $file {path}: {says}"
+    )
+
+
+@pytest.mark.unix("Windows has no such pipes")
+@pytest.mark.parametrize("is_late", [True, False])
+def test_a_key_can_come_through_a_pipe(is_late: bool) -> None:
+    """As from `<(pass show master-key)` in a shell."""
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        for part in (KEYS[0][:20], KEYS[0][20:]):
+            os.write(writing, part.encode())
+        os.close(writing)
+
+    writer = threading.Timer(0.2 if is_late else 0, write)
+    writer.start()
+    if not is_late:
+        writer.join(60)
+    try:
+        settings = load({"encryption-key": {"$file": f"/dev/fd/{reading}"}})
+    finally:
+        writer.join(60)
+        os.close(reading)
+    assert ids(settings) == [IDS[0]]
+
+
+@pytest.mark.unix("Windows makes links for administrators alone")
+def test_a_link_to_a_key_file_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text(KEYS[0])
+    (tmp_path / "master.key").symlink_to(tmp_path / "data")
+    path = str(tmp_path / "master.key")
+    assert ids(load({"encryption-key": {"$file": path}})) == [IDS[0]]
 
 
 async def test_an_empty_key_file_stops_the_start(tmp_path: Path) -> None:
