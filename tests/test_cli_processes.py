@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shlex
 import shutil
 import signal
 from collections.abc import Iterator
@@ -179,9 +178,8 @@ def test_ctrl_c_leaves_nothing_half_done_and_prints_one_line(
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert stderr.splitlines() == [
-        "Error: Interrupted: nothing is half done, but the change may have been made. "
-        "Before you run the command again, look at 'datasette secrets log "
-        f"{shlex.join(fewer.options)}'"
+        "Error: Interrupted: no version is half done, but what was replaced or destroyed "
+        "may remain in the file. Run the command again to finish"
     ]
     assert 0 < left(fewer) < 2_500
     assert fewer.json("verify")["opened"] == 2_500

@@ -111,7 +111,13 @@ class DatabaseCommand(Command):
 
     def _interrupted(self, how: KeyboardInterrupt) -> str:
         # At a prompt, nothing has been changed yet.
-        if self._look and isinstance(how, interrupt.Cancelled):
+        may_have_changed = self._look and isinstance(how, interrupt.Cancelled)
+        if may_have_changed and any(param.name == "vacuum" for param in self.params):
+            return (
+                "Interrupted: no version is half done, but what was replaced or "
+                "destroyed may remain in the file. Run the command again to finish"
+            )
+        if may_have_changed:
             return (
                 "Interrupted: nothing is half done, but the change may have been made. "
                 "Before you run the command again, look at 'datasette secrets "
