@@ -349,6 +349,31 @@ async def test_what_a_check_leaves_behind_is_not_logged(
     assert (*capfd.readouterr(), caplog.text) == ("", "", "")
 
 
+async def test_what_a_thread_of_a_check_raises_later_is_not_logged(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    loop_is_closed, threads = threading.Event(), []
+
+    def fail(value: str) -> None:
+        threads.append(threading.current_thread())
+        loop_is_closed.wait(60)
+        raise ValueError(value)
+
+    async def check(value: str) -> bool:
+        asyncio.get_running_loop().run_in_executor(None, fail, value)
+        return True
+
+    assert (await run(check)).outcome == "works"
+    for thread in threading.enumerate():
+        if thread.name == "check of A":
+            await asyncio.to_thread(thread.join, 60)
+    loop_is_closed.set()
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 60)
+    assert threads
+    assert (*capfd.readouterr(), caplog.text) == ("", "", "")
+
+
 async def test_a_check_has_a_loop_of_its_own() -> None:
     loops = []
 
