@@ -289,10 +289,11 @@ def destroy_row(changing: Changing, row_id: int) -> tuple[str, object]:
 
 
 def _row(conn: sqlite3.Connection, name: str, version: int) -> Row:
-    rows = conn.execute(
+    rows = _select(
+        conn,
         f"select {_ROW} from {TABLE} where name = :name and version = :version",  # noqa: S608
         {"name": name, "version": str(version)},  # of any size
-    ).fetchall()
+    )
     if not rows:
         raise InvalidSecret(f"{name} has no version {version}")
     return Row._make(rows[0])
