@@ -114,15 +114,20 @@ async def make(
     change: Callable[[Changing], T],
     *,
     migrates: bool = False,
+    mends: bool = False,
 ) -> T:
     """Run `change` in one transaction, and return what it returns.
 
     Its rows and those of the log are read back before the commit. Events are sent after it.
-    `migrates`: `change` migrates the table itself. Raises what `change` raises, NeedsUpgrade
+    `migrates`: `change` migrates the table itself. `mends`: it removes what the check of
+    the tables found. Raises what `change` raises, NeedsUpgrade
     for a table of 0.x, and DatabaseUnavailable; nothing is then changed.
     """
     try:
-        await (inspection.require_own(db) if migrates else inspection.prepare(db))
+        if migrates:
+            await inspection.require_own(db)
+        else:
+            await inspection.prepare(db, mends=mends)
     except NeedsUpgrade as error:
         is_configured = config.load(datasette).ring is not None
         way_out = fernet.way_out(is_configured=is_configured)
@@ -131,7 +136,10 @@ async def make(
     door = via.get()  # the transaction runs in another thread
 
     def in_transaction(conn: Any, track_event: Callable[[Any], None]) -> T:
-        inspection.require_own_schema(conn)
+        if migrates or mends:
+            inspection.require_own_schema(conn)
+        else:
+            inspection.require_whole_schema(conn)
         changing = Changing(conn, who, door)
         result = change(changing)
         for each in changing.made:
@@ -267,6 +275,8 @@ async def _select(
         except sqlite3.OperationalError as error:
             if not str(error).startswith("no such table"):
                 raise
+            if schema.was_made(db):
+                raise schema.gone() from None
             return []
         return [Entry._make([*row[:-1], _detail(row[-1])]) for row in map(tuple, rows)]
 

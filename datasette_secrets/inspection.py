@@ -13,13 +13,13 @@ import shlex
 import sqlite3
 import weakref
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import schema
 from .database import read
 from .errors import DatabaseUnavailable
-from .schema import INDEX, LOG, LOG_INDEX, TABLE, TABLES
+from .schema import INDEX, LOG, LOG_INDEX, TABLE, TABLES, VERSION_MAX
 
 if TYPE_CHECKING:
     from datasette.database import Database
@@ -34,13 +34,17 @@ _NAMES = frozenset(name.encode() for name in (TABLE, LOG, INDEX, LOG_INDEX))
 _TOKEN = re.compile(
     rb"""\s+ | --[^\n]* | /\*.*?(?:\*/|\Z)
     | (?P<quoted> "(?:[^"]|"")*" | \[[^\]]*\] | `(?:[^`]|``)*` )
-    | (?P<token> '(?:[^']|'')*' | [\w$]+ | . )""",
+    | (?P<token> '(?:[^']|'')*' | [\w$\x80-\xff]+ | . )""",
     re.VERBOSE | re.DOTALL,
 )
 # In quotes these mean something else: `"primary" "key"` is a type.
 _KEYWORDS = frozenset(
-    b"blob create default index integer key not null on primary table text unique".split()
+    b"blob create default if index integer key not null on primary table text unique".split()
 )
+_KINDS = (b"table", b"index", b"view", b"trigger")
+# How many damaged rows are named at once.
+_NAMED_MAX = 10
+_DESTROY_ROW = "datasette secrets destroy-row"
 
 
 class Finding(NamedTuple):
@@ -65,13 +69,35 @@ class _Entry(NamedTuple):
     is_text: bool = True
 
     @property
-    def is_about_secrets(self) -> bool:
-        """Whether its SQL names one of our tables or indexes, quoted in any way."""
-        names = [token.strip(b"\"'`[]") for token in self.tokens]
-        if names[:2] == [b"create", b"table"]:
-            # Another table can only refer to ours, which changes nothing here.
-            names = names[2:3]
+    def kind(self) -> bytes:
+        """What its SQL makes, whatever `type` is: SQLite goes by the SQL."""
+        return next(token for token in self.tokens if token in _KINDS)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it may reach any table when it is used."""
+        return self.kind in (b"view", b"trigger")
+
+    @property
+    def has_name_of_ours(self) -> bool:
+        """Whether it has the name of one of our tables or indexes, or is made for one."""
+        names = {self.name_after(self.kind)}
+        if self.kind in (b"index", b"trigger"):
+            names.add(self.name_after(b"on"))
+        if b"virtual" in self.tokens:
+            # The table whose rows a full-text index shows.
+            triples = zip(self.tokens, self.tokens[1:], self.tokens[2:], strict=False)
+            names |= {_unquoted(c) for *ab, c in triples if ab == [b"content", b"="]}
         return not _NAMES.isdisjoint(names)
+
+    def name_after(self, keyword: bytes) -> bytes:
+        """The name that follows the keyword in its SQL."""
+        at = self.tokens.index(keyword) + 1
+        if self.tokens[at] == b"if":  # not exists
+            at += 3
+        if self.tokens[at + 1] == b".":
+            at += 2
+        return _unquoted(self.tokens[at])
 
     @property
     def has_name_of_table(self) -> bool:
@@ -92,6 +118,13 @@ def _tokens(sql: bytes) -> tuple[bytes, ...]:
     return tuple(tokens)
 
 
+def _unquoted(token: bytes) -> bytes:
+    quote = token[:1]
+    if quote in (b"'", b'"', b"`"):
+        return token[1:-1].replace(quote * 2, quote)
+    return token[1:-1] if quote == b"[" else token
+
+
 @functools.cache
 def _own_entries() -> frozenset[_Entry]:
     """What this plugin makes, and what releases of 0.x have made."""
@@ -110,7 +143,7 @@ def _own_entries() -> frozenset[_Entry]:
 
 
 def _entries(conn: sqlite3.Connection) -> list[_Entry]:
-    """Every entry of the schema that is about our tables."""
+    """Every entry of the schema that is about our tables, or may reach them."""
     text_factory, conn.text_factory = conn.text_factory, bytes
     try:
         rows = conn.execute(
@@ -128,7 +161,7 @@ def _entries(conn: sqlite3.Connection) -> list[_Entry]:
         _Entry(type_, name, table, _tokens(sql), bool(is_text))
         for type_, name, table, sql, is_text in map(tuple, rows)
     )
-    return [entry for entry in entries if entry.is_about_secrets]
+    return [entry for entry in entries if entry.runs or entry.has_name_of_ours]
 
 
 def _foreign(conn: sqlite3.Connection, entries: list[_Entry]) -> Iterator[Finding]:
@@ -136,18 +169,26 @@ def _foreign(conn: sqlite3.Connection, entries: list[_Entry]) -> Iterator[Findin
 
     Raises DatabaseUnavailable where that is a table of our name, which must not be read.
     """
-    foreign = [entry for entry in entries if entry not in _own_entries()]
-    named = {entry.name for entry in entries}
-    foreign += [
-        _Entry(b"hidden trigger", name.encode(), b"", ())
-        for name in sorted(_triggers(conn, _own_tables(entries)))
-        if name.encode() not in named
-    ]
+    others = [entry for entry in entries if entry not in _own_entries()]
+    foreign = [entry for entry in others if entry.has_name_of_ours]
+    by_name = {entry.name.lower(): entry for entry in others if entry.runs}
+    for name in sorted(_running(conn, entries)):
+        hidden = _Entry(b"hidden trigger", name.encode(), b"", ())
+        entry = by_name.get(hidden.name.lower(), hidden)
+        if entry not in foreign:
+            foreign.append(entry)
     for entry in foreign:
         finding = _foreign_entry(conn, entry)
         if entry.has_name_of_table:
             raise DatabaseUnavailable(finding.sentence)
         yield finding
+    for (names,) in conn.execute(
+        """select group_concat(cast(name as text), ' and ') from sqlite_master
+        where rootpage > 0 group by cast(rootpage as integer) having count(*) > 1"""
+    ).fetchall():
+        message = f"{names} share their pages, so that one can change the other unseen"
+        remedy = "restore the database from a backup"
+        yield Finding(MADE_BY_OTHERS, message, remedy)
 
 
 def _foreign_entry(conn: sqlite3.Connection, entry: _Entry) -> Finding:
@@ -157,9 +198,7 @@ def _foreign_entry(conn: sqlite3.Connection, entry: _Entry) -> Finding:
         remedy = "restore the database from a backup, or rename it if somebody needs it"
         return Finding(MADE_BY_OTHERS, message, remedy)
     if type_ in ("index", "trigger", "view"):
-        quoted = name.replace('"', '""')
-        statement = f'drop {type_} "{quoted}"'
-        remedy = f"remove it: {_sqlite3(conn, statement)}"
+        remedy = f"remove it: {_sqlite3(conn, f'drop {type_} {_quoted(name)}')}"
     elif type_ == "table":
         remedy = f"it can show the rows of {TABLE}, so make it again without that name"
     else:
@@ -179,31 +218,102 @@ def _own_tables(entries: list[_Entry]) -> list[str]:
     return [table for table in TABLES if (b"table", table.encode()) in own]
 
 
-def _triggers(conn: sqlite3.Connection, tables: list[str]) -> set[str]:
-    """The triggers and views that our statements would run, as SQLite compiles them."""
-    found = set()
+def _running(conn: sqlite3.Connection, entries: list[_Entry]) -> set[str]:
+    """The triggers and views that our statements run, and those that reach our tables.
 
-    def authorize(*arguments: object) -> int:
-        if arguments[4]:
-            found.add(str(arguments[4]))
+    SQLite compiles each statement on the tables in question and says what it would touch.
+    """
+    found: set[str] = set()
+    own = _own_tables(entries)
+    views, others = (
+        {entry.name_after(word).decode() for entry in entries if entry.kind == kind}
+        for kind, word in ((b"view", b"view"), (b"trigger", b"on"))
+    )
+
+    def authorize(_: int, table: object, *rest: object) -> int:
+        # SQLite does not name a view of which it needs no column.
+        source = rest[-1] or (name if name in views else None)
+        if source and (is_own or str(table).lower() in TABLES):
+            found.add(str(source))
         return sqlite3.SQLITE_OK
 
     conn.set_authorizer(authorize)
     try:
-        for table in tables:
-            info = conn.execute(f"pragma table_info({table})").fetchall()
-            changes = ", ".join(f"{row[1]} = null" for row in info if row[1] != "id")
-            for statement in (
-                f"insert into {table} default values",
-                f"update {table} set {changes}",  # noqa: S608
-                f"delete from {table}",  # noqa: S608
-                f"select id from {table}",  # noqa: S608
-            ):
-                conn.execute(f"explain {statement}").close()
+        for name in (*own, *sorted((others | views).difference(own))):
+            is_own = name in own
+            # Not every statement can be run on the tables and views of others.
+            refusals = () if is_own else (sqlite3.OperationalError,)
+            for statement in _statements(conn, name, one_by_one=not is_own):
+                with suppress(*refusals):
+                    conn.execute(f"explain {statement}").close()
     finally:
         # Python 3.10 has no way to take an authorizer away.
         conn.set_authorizer(lambda *_: sqlite3.SQLITE_OK)
     return found
+
+
+def _statements(
+    conn: sqlite3.Connection, table: str, *, one_by_one: bool
+) -> Iterator[str]:
+    """What can be done with a table or a view.
+
+    `one_by_one`: a column at a time, since a trigger that cannot be compiled would hide
+    those of other columns.
+    """
+    quoted = _quoted(table)
+    yield f"insert into {quoted} default values"
+    yield f"delete from {quoted}"  # noqa: S608
+    yield f"select * from {quoted}"  # noqa: S608
+    columns = ["rowid", "oid", "_rowid_"]
+    with suppress(sqlite3.OperationalError):  # a view of a table that is not there
+        info = conn.execute(f"pragma table_info({quoted})").fetchall()
+        columns += [row[1] for row in info]
+    changes = [f"{_quoted(column)} = null" for column in columns]
+    for change in changes if one_by_one else [", ".join(changes)]:
+        yield f"update {quoted} set {change}"  # noqa: S608
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _missing(
+    conn: sqlite3.Connection, entries: list[_Entry], *, was_made: bool
+) -> Iterator[Finding]:
+    """What of ours is gone, unless it has not been made yet.
+
+    `was_made`: this process has seen all of it.
+    """
+    left = {entry.name.decode() for entry in entries if entry in _own_entries()}
+    if not was_made and (not left or (TABLE in left and not schema.is_migrated(conn))):
+        return
+    if TABLE not in left:
+        message = f"The table {TABLE} is gone, and with it every secret"
+        remedy = "restore the database from a backup, and restart Datasette"
+        yield Finding(DAMAGED, message, remedy)
+        return
+    twins = [] if INDEX in left else _twins(conn)
+    for ids in twins:
+        message = f"The rows {ids} of {TABLE} have the same name and version"
+        yield Finding(
+            DAMAGED, message, f"remove all but one of them: {_DESTROY_ROW} ID"
+        )
+    for name in () if twins else sorted({*TABLES, INDEX, LOG_INDEX} - left):
+        kind = "table" if name in TABLES else "index"
+        harm = "changes can be missing from the log"
+        if name == INDEX:
+            harm = "a read can miss the newest version"
+        message = f"The {kind} {name} is missing, so that {harm}"
+        yield Finding(DAMAGED, message, "restart Datasette, which makes it again")
+
+
+def _twins(conn: sqlite3.Connection) -> list[str]:
+    """The ids of the rows that have the same name and version."""
+    rows = conn.execute(
+        f"""select group_concat(id, ' and ') from {TABLE} group by name, version
+        having count(*) > 1 limit {_NAMED_MAX}"""  # noqa: S608
+    ).fetchall()
+    return [str(row[0]) for row in rows]
 
 
 def _damaged(conn: sqlite3.Connection, tables: list[str]) -> list[Finding]:
@@ -224,14 +334,19 @@ def _damaged(conn: sqlite3.Connection, tables: list[str]) -> list[Finding]:
                 f"newest version (SQLite says: {str(answer).splitlines()[-1]})"
             )
             return [Finding(DAMAGED, message, remedy)]
-    [(counted, found)] = conn.execute(
-        f"""select (select count(*) from {TABLE}),
-        (select count(*) from {TABLE} not indexed where typeof(id) = 'integer')"""  # noqa: S608
+    if not schema.is_migrated(conn):
+        return []  # 0.x could store any version, which the upgrade makes a number
+    # The index, which agrees with the table, has all of it.
+    rows = conn.execute(
+        f"""select id from {TABLE} where typeof(name) <> 'text'
+        or typeof(version) <> 'integer' or version not between 1 and {VERSION_MAX - 1}
+        limit {_NAMED_MAX}"""  # noqa: S608
     ).fetchall()
-    if counted == found:
-        return []
-    message = f"The table {TABLE} has {counted:,} rows, of which {found:,} are found by their ids"
-    return [Finding(DAMAGED, message, remedy)]
+    message = f"Row {{}} of {TABLE} has no usable name or version, and can hide the newest value"
+    return [
+        Finding(DAMAGED, message.format(row[0]), f"remove it: {_DESTROY_ROW} {row[0]}")
+        for row in rows
+    ]
 
 
 _found: weakref.WeakKeyDictionary[Database, list[Finding]] = weakref.WeakKeyDictionary()
@@ -249,9 +364,8 @@ async def inspect(db: Database) -> list[Finding]:
         if begins:
             conn.execute("begin")
         try:
-            entries = _entries(conn)
-            tables = _own_tables(entries)
-            return [*_foreign(conn, entries), *_damaged(conn, tables)]
+            found = _schema_findings(conn, was_made=schema.was_made(db))
+            return [*found, *_damaged(conn, _own_tables(_entries(conn)))]
         finally:
             if begins:
                 conn.execute("rollback")
@@ -267,9 +381,19 @@ async def current_findings(db: Database) -> list[Finding]:
     """
 
     def inspect_secrets_schema(conn: sqlite3.Connection) -> list[Finding]:
-        return list(_foreign(conn, _entries(conn)))
+        return _schema_findings(conn, was_made=schema.was_made(db))
 
     return await (inspect(db) if _found.get(db) else read(db, inspect_secrets_schema))
+
+
+def _schema_findings(conn: sqlite3.Connection, *, was_made: bool) -> list[Finding]:
+    entries = _entries(conn)
+    return [*_foreign(conn, entries), *_missing(conn, entries, was_made=was_made)]
+
+
+def require_whole_schema(conn: sqlite3.Connection) -> None:
+    """Raises DatabaseUnavailable unless the schema is ours, and all of it is there."""
+    _refuse(_schema_findings(conn, was_made=True))
 
 
 def require_own_schema(conn: sqlite3.Connection) -> None:
@@ -294,15 +418,16 @@ def _refuse(findings: list[Finding]) -> None:
         raise DatabaseUnavailable(f"{findings[0].sentence}{others}")
 
 
-async def prepare(db: Database) -> None:
+async def prepare(db: Database, *, mends: bool = False) -> None:
     """Migrate and check the tables before the first change in the life of this process.
 
     What was found is looked for again before each change, until it has been dealt with.
-    Raises NeedsUpgrade for a table of 0.x, and DatabaseUnavailable.
+    `mends`: the change deals with it. Raises NeedsUpgrade for a table of 0.x, and
+    DatabaseUnavailable.
     """
     is_sound = _found.get(db) == []
     if not is_sound:
         await require_own(db)
     await schema.ensure_migrated(db)
-    if not is_sound:
+    if not is_sound and not mends:
         await require_sound(db)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import sqlite_utils
 
 from .database import make_private, read, write
-from .errors import NeedsUpgrade
+from .errors import DatabaseUnavailable, NeedsUpgrade
 
 if TYPE_CHECKING:
     from datasette.database import Database
@@ -37,6 +37,8 @@ ADDED = (("wrapped_key", "blob"), ("envelope_version", "integer"), ("renew_by", 
 
 @migrations(name="0001_table")
 def _create_tables(db: sqlite_utils.Database) -> None:
+    if "version" in _columns(db.conn) and not is_migrated(db.conn):
+        _renumber_versions(db)
     db.execute(
         f"""create table if not exists {TABLE} (
             id integer primary key,
@@ -76,59 +78,39 @@ def _create_tables(db: sqlite_utils.Database) -> None:
     db.execute(f"create index if not exists {LOG_INDEX} on {LOG} (name, id)")
 
 
-@migrations(name="0002_unique_versions")
-def _make_versions_unique(db: sqlite_utils.Database) -> None:
+def _renumber_versions(db: sqlite_utils.Database) -> None:
     """Give each version a number of its own. The row that 0.x served stays the newest.
 
     0.x could store one number twice, and served versions that were not numbers.
     """
     names = db.execute(
         f"""select name from {TABLE} group by name, version having count(*) > 1
-        union select name from {TABLE} where encrypted is not null
-            and wrapped_key is null and envelope_version is null
-            and not (typeof(version) = 'integer' and version between 1 and {VERSION_MAX - 1})
+        union select name from {TABLE} where not
+            (typeof(version) = 'integer' and version between 1 and {VERSION_MAX - 1})
         """  # noqa: S608
     ).fetchall()
     for (name,) in names:
-        _renumber(db, name)
-    still_doubled = db.execute(
-        f"select 1 from {TABLE} group by name, version having count(*) > 1 limit 1"  # noqa: S608
-    ).fetchall()
-    if not still_doubled:
+        last = 0
+        for row_id, version in db.execute(
+            f"select id, version from {TABLE} where name = :name order by version, id desc",  # noqa: S608
+            {"name": name},
+        ).fetchall():
+            is_number = type(version) is int and version < VERSION_MAX
+            last = max(last + 1, version if is_number else 0)
+            db.execute(
+                f"update {TABLE} set version = :number where id = :id",  # noqa: S608
+                {"number": last, "id": row_id},
+            )
+
+
+@migrations(name="0002_unique_versions")
+def _make_versions_unique(db: sqlite_utils.Database) -> None:
+    """Somebody may have stored one twice; the check of the tables names those rows."""
+    twins = f"select 1 from {TABLE} group by name, version having count(*) > 1 limit 1"  # noqa: S608
+    if not db.execute(twins).fetchall():
         db.execute(
             f"create unique index if not exists {INDEX} on {TABLE} (name, version)"
         )
-
-
-def _renumber(db: sqlite_utils.Database, name: str) -> None:
-    """Give each version of `name` that 0.x wrote its own number, in the same order.
-
-    A version in an envelope is bound to its number and keeps it.
-    """
-    rows = [
-        (
-            row_id,
-            version if type(version) is int and version < VERSION_MAX else 0,
-            is_free,
-        )
-        for row_id, version, is_free in db.execute(
-            f"select id, version, wrapped_key is null from {TABLE} "  # noqa: S608
-            "where name = :name order by version, id desc",
-            {"name": name},
-        ).fetchall()
-    ]
-    taken = {version for _, version, is_free in rows if not is_free}
-    last = 0
-    for row_id, version, is_free in rows:
-        number = max(last + 1, version) if is_free else max(last, version)
-        if is_free:
-            while number in taken:
-                number += 1
-            db.execute(
-                f"update {TABLE} set version = :number where id = :id",  # noqa: S608
-                {"number": number, "id": row_id},
-            )
-        last = number
 
 
 def apply_migrations(conn: sqlite3.Connection) -> None:
@@ -161,10 +143,15 @@ def _columns(conn: sqlite3.Connection) -> set[str]:
     return {row[1] for row in conn.execute(f"pragma table_info({TABLE})").fetchall()}
 
 
+def is_migrated(conn: sqlite3.Connection) -> bool:
+    """Whether the table, if there is one, has the columns that 0.x did not have."""
+    return "wrapped_key" in _columns(conn)
+
+
 def legacy_value(conn: sqlite3.Connection) -> tuple[str, int] | None:
     """Name and version of a value in a table of 0.x that has not been migrated."""
     columns = _columns(conn)
-    if "wrapped_key" in columns or not {"name", "version", "encrypted"} <= columns:
+    if is_migrated(conn) or not {"name", "version", "encrypted"} <= columns:
         return None
     rows = conn.execute(
         f"select name, version from {TABLE} where encrypted is not null limit 1"  # noqa: S608
@@ -178,6 +165,18 @@ async def is_legacy(db: Database) -> bool:
 
 
 _migrated: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+def was_made(db: Database) -> bool:
+    """Whether this process has seen the tables, so that they must be there."""
+    return db in _migrated
+
+
+def gone() -> DatabaseUnavailable:
+    """The error where they are not."""
+    return DatabaseUnavailable(
+        "The table of the secrets is gone; restore the database and restart Datasette"
+    )
 
 
 async def ensure_migrated(db: Database) -> None:

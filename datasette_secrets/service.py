@@ -367,7 +367,10 @@ async def destroy_versions(
             changing.made.append(Change("destroy-secret", name, version, detail))
         return len(destroyed)
 
-    return await _destroy(datasette, actor_id, destroy_secret_versions, vacuum)
+    instance = get_instance(datasette)
+    await inspection.require_sound(instance.db)
+    destroyed = await _change(datasette, actor_id, destroy_secret_versions)
+    return destroyed, await clean_up(instance, vacuum=vacuum)
 
 
 async def destroy_row(
@@ -382,25 +385,15 @@ async def destroy_row(
     Raises InvalidSecret when there is no such row, and DatabaseUnavailable.
     """
 
+    instance = get_instance(datasette)
+
     def destroy_secret_row(changing: Changing) -> None:
         name, version = store.destroy_row(changing, row_id)
         detail = {"versions": [version], "id": row_id}
         changing.made.append(Change("destroy-secret", name, version, detail))
 
-    _, done = await _destroy(datasette, actor_id, destroy_secret_row, vacuum)
-    return done
-
-
-async def _destroy(
-    datasette: Datasette,
-    actor_id: str | None,
-    change: Callable[[Changing], T],
-    vacuum: bool,
-) -> tuple[T, database.CleanUp]:
-    instance = get_instance(datasette)
-    await inspection.require_sound(instance.db)
-    changed = await _change(datasette, actor_id, change)
-    return changed, await clean_up(instance, vacuum=vacuum)
+    await changes.make(datasette, instance.db, actor_id, destroy_secret_row, mends=True)
+    return await clean_up(instance, vacuum=vacuum)
 
 
 async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.CleanUp:

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import schema
 from .changes import Changing
 from .database import (
     Reader,
@@ -169,15 +170,22 @@ async def _fetch(
     db: Database, sql: str, parameters: Mapping[str, object]
 ) -> list[tuple[Any, ...]]:
     def rows_of_secrets(conn: sqlite3.Connection) -> list[tuple[Any, ...]]:
-        return _select(conn, sql, parameters)
+        return _select(conn, sql, parameters, was_made=schema.was_made(db))
 
     return await read(db, rows_of_secrets)
 
 
 def _select(
-    conn: sqlite3.Connection, sql: str, parameters: Mapping[str, object]
+    conn: sqlite3.Connection,
+    sql: str,
+    parameters: Mapping[str, object],
+    *,
+    was_made: bool = True,
 ) -> list[tuple[Any, ...]]:
-    """All rows, or none if there is no table. Columns that 0.x did not have are null."""
+    """All rows, or none before the table was made.
+
+    Columns that 0.x did not have are null. `was_made`: a missing table is an error.
+    """
     try:
         with tuple_cursor(conn) as cursor:
             return cursor.execute(sql, parameters).fetchall()
@@ -185,6 +193,8 @@ def _select(
         # Only the first words are fixed. The rest may be text that is not UTF-8.
         message = str(error)
         if message.startswith("no such table"):
+            if was_made:
+                raise schema.gone() from None
             return []
         if message.startswith("no such column"):
             for column in ("wrapped_key", "envelope_version", "renew_by"):
@@ -269,19 +279,20 @@ def prune(changing: Changing, name: str, keep: int) -> list[int]:
 def destroy_row(changing: Changing, row_id: int) -> tuple[str, object]:
     """Remove the value of one row for good. Returns its name and version.
 
-    A row whose version is not a valid number is deleted, since it would stay the newest of
-    its name. Raises InvalidSecret when there is no such row.
+    A row without a usable name or version, or with those of another row, is deleted, since
+    it could hide the newest version. Raises InvalidSecret when there is no such row.
     """
     rows = changing.conn.execute(
-        f"""select name, version,
-            typeof(version) = 'integer' and version between 1 and {VERSION_MAX - 1}
-        from {TABLE} where id = :id""",  # noqa: S608
+        f"""select name, version, typeof(name) = 'text' and typeof(version) = 'integer'
+            and version between 1 and {VERSION_MAX - 1} and 1 =
+            (select count(*) from {TABLE} where (name, version) = (one.name, one.version))
+        from {TABLE} as one where id = :id""",  # noqa: S608
         {"id": row_id},
     ).fetchall()
     if not rows:
         raise InvalidSecret(f"There is no row {row_id}")
-    name, version, is_number = rows[0]
-    if is_number:
+    name, version, is_usable = rows[0]
+    if is_usable:
         changing.update(TABLE, row_id, _DESTROYED)
     else:
         changing.delete(TABLE, [row_id])

@@ -19,11 +19,15 @@ from support import adversary, decoder, zero
 from support.console import Console
 
 from datasette_secrets import (
+    DatabaseUnavailable,
     SecretsError,
+    delete_secret,
     envelope,
     get_secret,
     inspection,
+    listing,
     rotation,
+    secret_state,
     service,
     set_secret,
     upgrade,
@@ -192,6 +196,197 @@ def test_a_damaged_index_is_named_by_status_and_verify_and_reindex_helps(
     said_by(filled, "verify", code=0)
 
 
+_COPY = (
+    "insert into datasette_secrets (id, name, version, encryption_key_name, "
+    "envelope_version, encrypted, wrapped_key) select {}, name, {}, "
+    "encryption_key_name, 1, {} from datasette_secrets where name = 'ONE' and version = 3"
+)
+_ENVELOPE = "encrypted, wrapped_key"
+_DESTROYED = "null, null"
+
+
+async def said_in_shell(console: Console, *arguments: str, code: int = 1) -> str:
+    """The same, while a server runs in this loop."""
+    return await asyncio.to_thread(said_by, console, *arguments, code=code)
+
+
+def refuses_changes(console: Console, says: str) -> None:
+    """Every command that destroys or changes anything says this, and does nothing."""
+    before = stored_bytes(console)
+    for arguments in (
+        ("set", "ONE"),
+        ("destroy", "ONE", "--version", "1", "--yes"),
+        ("destroy", "ONE", "--all-but-newest", "--yes"),
+        ("rotate-key", "--new-data-keys"),
+        ("upgrade", "--yes"),
+    ):
+        result = console.run(*arguments, input="a value")
+        assert result.exit_code == 1, arguments
+        # That one reads the newest version before the tables are checked.
+        assert says in result.stderr or "--all-but-newest" in arguments
+    assert stored_bytes(console) == before
+
+
+def stored_bytes(console: Console) -> list[str]:
+    with closing(sqlite3.connect(console.internal)) as conn:
+        rows = 'INSERT INTO "datasette_secrets'
+        return [line for line in conn.iterdump() if line.startswith(rows)]
+
+
+@pytest.mark.parametrize("envelope", [_ENVELOPE, _DESTROYED])
+@pytest.mark.parametrize(
+    "version", ["'zzz'", "x'ff'", "1.5", "0", "-1", str(2**53), str(2**63 - 1)]
+)
+def test_a_row_whose_version_is_no_number_is_named_and_the_command_removes_it(
+    filled: Console, version: str, envelope: str
+) -> None:
+    filled.sql(_COPY.format(-7, version, envelope))
+    for command in ("status", "verify"):
+        assert "datasette secrets destroy-row -7" in said_by(filled, command)
+    refuses_changes(filled, "datasette secrets destroy-row -7")
+    said = said_by(filled, "destroy", "ONE", "--version", str(2**53), "--yes")
+    assert "Destroyed" not in said
+    said_by(filled, "destroy-row", "-7", "--yes", code=0)
+    for command in ("status", "verify"):
+        said_by(filled, command, code=0)
+    assert filled.value("ONE") == "ONE value 3"
+    said_by(filled, "set", "ONE", "--value-file", __file__, code=0)
+
+
+def test_a_row_whose_name_is_no_text_is_named_and_the_command_removes_it(
+    filled: Console,
+) -> None:
+    filled.sql(
+        "insert into datasette_secrets (id, name, version, encryption_key_name) "
+        "values (70, x'ff', 1, '')"
+    )
+    for command in ("status", "verify"):
+        assert "datasette secrets destroy-row 70" in said_by(filled, command)
+    said_by(filled, "destroy-row", "70", "--yes", code=0)
+    for command in ("status", "verify"):
+        said_by(filled, command, code=0)
+
+
+async def test_a_row_planted_under_a_running_server_stops_what_destroys(
+    filled: Console, make_datasette: MakeDatasette
+) -> None:
+    server = make_datasette(filled.key, internal=str(filled.internal))
+    await set_secret(server, "ONE", "ONE value 4")
+    filled.sql(_COPY.format(70, "'zzz'", _DESTROYED))
+    with pytest.raises(DatabaseUnavailable, match="secrets verify"):
+        await set_secret(server, "ONE", "ONE value 5")
+    with pytest.raises(DatabaseUnavailable, match="destroy-row 70"):
+        await service.destroy_versions(server, "ONE", [1, 2, 3, 4])
+    await service.destroy_row(filled.datasette(), 70)
+    assert await set_secret(server, "ONE", "ONE value 5") == 5
+
+
+_DROP_INDEX = "drop index datasette_secrets_name_version"
+MISSING = {
+    "index": (_DROP_INDEX,),
+    "log": ("drop table datasette_secrets_log",),
+    "index of the log": ("drop index datasette_secrets_log_name_id",),
+}
+
+
+@pytest.mark.parametrize("part", MISSING)
+async def test_what_is_missing_is_named_and_a_restart_makes_it_again(
+    filled: Console, part: str
+) -> None:
+    running = filled.datasette()
+    await set_secret(running, "ONE", "ONE value 4")
+    filled.sql(*MISSING[part])
+    for command in ("status", "verify"):
+        said = await said_in_shell(filled, command)
+        assert "is missing, so that" in said
+        assert "restart Datasette" in said
+    before = stored_bytes(filled)
+    with pytest.raises(DatabaseUnavailable, match=r"is missing.*restart Datasette"):
+        await set_secret(running, "ONE", "a value")
+    with pytest.raises(DatabaseUnavailable, match=r"is missing.*restart Datasette"):
+        await service.destroy_versions(running, "ONE", [1])
+    assert stored_bytes(filled) == before
+    running.close()
+    restarted = filled.datasette()
+    await restarted.invoke_startup()
+    for command in ("status", "verify"):
+        await said_in_shell(filled, command, code=0)
+    assert await set_secret(restarted, "ONE", "a value") == 5
+    restarted.close()
+
+
+@pytest.mark.parametrize("envelope", [_ENVELOPE, _DESTROYED])
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_two_rows_of_one_version_are_named_and_the_command_removes_one(
+    filled: Console, envelope: str, restarts: bool
+) -> None:
+    filled.sql(_DROP_INDEX, _COPY.format(-5, "version", envelope))
+    if restarts:
+        datasette = filled.datasette()
+        await datasette.invoke_startup()
+        datasette.close()
+    for command in ("status", "verify"):
+        said = await said_in_shell(filled, command)
+        assert "-5" in said
+        assert "have the same name and version" in said
+        assert "datasette secrets destroy-row ID" in said
+    await asyncio.to_thread(refuses_changes, filled, "have the same name and version")
+    await said_in_shell(filled, "destroy-row", "-5", "--yes", code=0)
+    assert await get_secret(filled.datasette(), "ONE") == "ONE value 3"
+    await said_in_shell(filled, "set", "ONE", "--value-file", __file__, code=0)
+    for command in ("status", "verify"):
+        await said_in_shell(filled, command, code=0)
+
+
+def test_a_second_table_on_the_same_pages_is_named(filled: Console) -> None:
+    filled.sql(
+        "pragma writable_schema = on",
+        "insert into sqlite_master select type, 'mirror', 'mirror', rootpage, "
+        "replace(sql, 'datasette_secrets', 'mirror') from sqlite_master "
+        "where name = 'datasette_secrets'",
+    )
+    filled.sql("update mirror set note = 'seen' where name = 'ONE'")
+    for command in ("status", "verify"):
+        said = said_by(filled, command)
+        assert "datasette_secrets and mirror share their pages" in said
+        assert "restore the database from a backup" in said
+    refuses_changes(filled, "share their pages")
+
+
+@pytest.mark.parametrize("how", ["dropped", "emptied"])
+async def test_a_table_that_goes_under_a_running_server_is_an_error_and_not_unset(
+    filled: Console, how: str
+) -> None:
+    filled.sql("pragma journal_mode = delete")
+    server = filled.datasette()
+    await server.invoke_startup()
+    assert await get_secret(server, "ONE") == "ONE value 3"
+    copy = filled.internal.read_bytes()
+    if how == "emptied":
+        filled.internal.write_bytes(b"")
+    else:
+        filled.sql("drop table datasette_secrets")
+    for reading in (
+        get_secret(server, "ONE"),
+        secret_state(server, "ONE"),
+        get_secret(server, "NEVER_STORED"),
+        listing.list_secrets(server),
+    ):
+        with pytest.raises(DatabaseUnavailable, match="is gone; restore the database"):
+            await reading
+    for change in (
+        set_secret(server, "ONE", "a value"),
+        delete_secret(server, "ONE"),
+        service.destroy_versions(server, "ONE", [1]),
+        rotation.rotate(server),
+    ):
+        with pytest.raises(DatabaseUnavailable, match=r"is gone.*restart Datasette"):
+            await change
+    server.close()
+    filled.internal.write_bytes(copy)
+    assert await get_secret(filled.datasette(), "ONE") == "ONE value 3"
+
+
 # No false alarm.
 
 
@@ -246,6 +441,9 @@ async def test_a_database_of_0x_raises_no_alarm_before_or_after_its_upgrade(
         conn.execute(f"pragma journal_mode = {journal}").fetchall()
         conn.executescript(ZERO[release])
         zero.insert(conn, "A", 1, zero.token(key, "a value"))
+        for version in ("two", 2.5, -1, 2**60, 3, 3):
+            zero.insert(conn, "B", version, zero.token(key, "another"))
+            zero.insert(conn, "C", version, None)
     datasette = make_datasette(key)
     db = get_instance(datasette).db
     assert await inspection.inspect(db) == []

@@ -727,7 +727,7 @@ async def test_a_number_that_was_planted_is_removed_before_the_form_saves(
     assert (await visitor.get("/KEY")).status_code == 200
     refused = await visitor.post("/KEY", secret="two")
     assert refused.status_code == 503
-    assert "datasette secrets verify" in refused.text
+    assert "datasette secrets destroy-row 1" in refused.text
     await destroy_row(datasette, 1)
     assert await set_secret(datasette, "KEY", "two") == 1
     assert await get_secret(datasette, "KEY") == "two"
@@ -961,7 +961,9 @@ async def test_rows_that_are_damaged_are_shown_all_the_same(
         assert (await visitor.get(f"/{name}/-/destroy")).status_code == 200
         assert (await visitor.get(f"/{name}.json")).status_code == 200
     assert (await visitor.get(".json")).status_code == 200
-    assert (await visitor.get("/-/rotate")).status_code == 200
+    refused = await visitor.get("/-/rotate")
+    assert refused.status_code == 503
+    assert "datasette secrets destroy-row" in refused.text
     assert (await visitor.post("/TEXT/-/destroy", version="one")).status_code == 400
 
 

@@ -11,6 +11,7 @@ from conftest import MakeDatasette
 from datasette.app import Datasette
 
 from datasette_secrets import (
+    DatabaseUnavailable,
     database,
     envelope,
     get_secret,
@@ -127,7 +128,6 @@ FAULTS = {
     "damaged": ("cannot-open", "destroy NAME_1 --version 2"),
     "moved": ("cannot-open", "destroy NAME_1 --version 2"),
     "written by 0.x": ("needs-upgrade", "upgrade"),
-    "no number": ("cannot-open", "destroy-row 6"),
 }
 
 
@@ -150,14 +150,12 @@ async def break_one(make_datasette: MakeDatasette, internal: str, fault: str) ->
             "update datasette_secrets set wrapped_key = "
             f"(select wrapped_key from datasette_secrets where id = 1) {where}",
         )
-    elif fault == "written by 0.x":
+    else:
         alter(
             internal,
             "update datasette_secrets set wrapped_key = null, envelope_version = null, "
             f"encryption_key_name = 'default' {where}",
         )
-    else:
-        alter(internal, f"update datasette_secrets set version = 'two' {where}")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -175,6 +173,26 @@ async def test_one_row_that_does_not_open_stops_the_rotation_before_it_begins(
     assert (problem.name, problem.code) == ("NAME_1", code)
     assert says in f"{problem.message} {problem.remedy}"
     assert rows(internal, "*") == before
+
+
+@pytest.mark.parametrize("skip_unopenable", [False, True])
+async def test_a_version_that_is_no_number_stops_the_rotation_before_it_begins(
+    make_datasette: MakeDatasette, internal: str, skip_unopenable: bool
+) -> None:
+    await fill(await started(make_datasette, OLD))
+    alter(
+        internal,
+        "update datasette_secrets set version = 'two' "
+        "where name = 'NAME_1' and version = 2",
+    )
+    before = rows(internal, "*")
+    both = await started(make_datasette, NEW, OLD)
+    with pytest.raises(DatabaseUnavailable, match="destroy-row 6"):
+        await rotation.rotate(both, skip_unopenable=skip_unopenable)
+    assert rows(internal, "*") == before
+    [problem] = (await rotation.verify(both)).problems
+    assert (problem.name, problem.code) == ("NAME_1", "cannot-open")
+    assert problem.remedy == "datasette secrets destroy-row 6"
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -27,6 +27,7 @@ from support.servers import Server
 
 from datasette_secrets import (
     CannotOpen,
+    DatabaseUnavailable,
     NeedsUpgrade,
     SecretsError,
     envelope,
@@ -197,7 +198,6 @@ async def test_what_cannot_be_decrypted_is_named_and_left_and_the_rest_upgraded(
     make_datasette: MakeDatasette, internal: str
 ) -> None:
     zero.write(internal, [(name, 1, encrypted) for name, encrypted in BAD.items()])
-    zero.write(internal, [(b"name", 1, zero.token(OLD, "a"))])
     write_values(internal)
     before = select(internal, "name, version, encrypted, encryption_key_name")[
         : len(BAD)
@@ -208,8 +208,8 @@ async def test_what_cannot_be_decrypted_is_named_and_left_and_the_rest_upgraded(
 
     assert not report.complete
     assert report.changed == len(VALUES)
-    assert len(report.found) == len(BAD) + 1 + len(VALUES)
-    assert [problem.name for problem in report.problems] == [*BAD, "b'name'"]
+    assert len(report.found) == len(BAD) + len(VALUES)
+    assert [problem.name for problem in report.problems] == [*BAD]
     assert {problem.code for problem in report.problems} == {"cannot-upgrade"}
     assert all("destroy" in problem.remedy for problem in report.problems)
     after = select(internal, "name, version, encrypted, encryption_key_name")
@@ -218,6 +218,20 @@ async def test_what_cannot_be_decrypted_is_named_and_left_and_the_rest_upgraded(
     for name in BAD:
         with pytest.raises(NeedsUpgrade):
             await get_secret(datasette, name)
+
+
+async def test_a_row_whose_name_is_no_text_is_named_once_the_rest_is_upgraded(
+    make_datasette: MakeDatasette, internal: str
+) -> None:
+    zero.write(internal, [(b"name", 1, zero.token(OLD, "a"))])
+    write_values(internal)
+    datasette = opened(make_datasette, OLD)
+    with pytest.raises(DatabaseUnavailable, match=r"secrets destroy-row 1$"):
+        await upgrade.upgrade(datasette)
+    assert await differing(datasette, VALUES) == []
+    await service.destroy_row(datasette, 1)
+    assert (await upgrade.upgrade(datasette)).complete
+    assert await differing(datasette, VALUES) == []
 
 
 async def test_a_token_that_sqlite_holds_as_text_is_upgraded(

@@ -125,6 +125,39 @@ SCHEMA: dict[str, Change] = {
     "table that shows the rows": sql(
         f"create virtual table planted using fts5(name, content={_TABLE})"
     ),
+    "trigger that quotes the name as text": sql(
+        "create table other (a)",
+        f"create trigger planted after insert on other begin update '{_TABLE}' "
+        "set deleted_at = 'now'; end",
+    ),
+    "trigger beside one that cannot run": sql(
+        'create table "ö ""ther" (a, b)',
+        f'create trigger planted after update of a on "ö ""ther" begin '
+        f"delete from {_TABLE}; end",
+        f'create trigger broken after update of b on "ö ""ther" begin '
+        f"delete from missing where '{_TABLE}'; end",
+    ),
+    "trigger of the row id": sql(
+        "create table other (a)",
+        "create trigger planted after update of rowid on other begin "
+        f"delete from {_TABLE}; end",
+    ),
+    "trigger of a view": sql(
+        f"create view seen as select 1 as a from [{_TABLE}]",
+        "create trigger planted instead of update on seen begin "
+        f"update {_TABLE} set deleted_at = 'now'; end",
+    ),
+    "trigger of a view of nothing": sql(
+        "create view seen as select 1 as a",
+        "create trigger planted instead of insert on seen begin "
+        f"delete from {_TABLE}; end",
+    ),
+    "view that quotes the name as text": sql(
+        f"create view planted as select 1 where 1 in '{_TABLE}'"
+    ),
+    "view in a list": sql(
+        f"create view planted as select 1 from sqlite_master, main.'{_TABLE}'"
+    ),
     "partial index": sql(
         f"drop index {_INDEX}",
         f"create unique index {_INDEX} on {_TABLE} (name, version) where version < 2",
@@ -156,6 +189,30 @@ UNRELATED: dict[str, Change] = {
     ),
     "comment": sql(f"create table other (a) /* not {_TABLE} */"),
     "column": sql(f"create table other ({_TABLE} text default '{_TABLE}')"),
+    "partial index": sql(
+        "create table other (a)",
+        f"create unique index planted on other (a) where a <> '{_TABLE}'",
+    ),
+    "text in a view": sql(
+        f"create view planted as select '{_TABLE}' as {_TABLE}, (1, '{_TABLE}') in "
+        f"(values (2, '{_TABLE}')) where 'a' is distinct from '{_TABLE}'"
+        if sqlite3.sqlite_version_info >= (3, 39)
+        else f"create view planted as select '{_TABLE}' as {_TABLE}"
+    ),
+    "name within a view": sql(
+        f"create view planted as with {_TABLE} as (select 1) select * from {_TABLE}"
+    ),
+    "view of what is not there": sql(
+        f"create view planted as select '{_TABLE}' from missing"
+    ),
+    "text in a trigger": sql(
+        "create table other (a, b)",
+        "create trigger planted after update on other "
+        f"when new.a <> '{_TABLE}' begin insert into other values ('{_TABLE}', 1); end",
+    ),
+    "column of a full-text index": sql(
+        f"create virtual table planted using fts5({_TABLE}, content)"
+    ),
     "foreign key": sql(f"create table other (id references {_TABLE} (id))"),
 }
 
