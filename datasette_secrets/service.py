@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import changes, config, database, envelope, fernet, inspection, registry, store
 from .changes import Changing
-from .errors import InvalidSecret, NeedsUpgrade, VersionConflict
+from .errors import InvalidSecret, NeedsUpgrade, SecretsError, VersionConflict
 from .events import Change
 from .instance import Instance, get_instance
 from .schema import TABLE
@@ -371,6 +371,25 @@ async def destroy_versions(
     await inspection.require_sound(instance.db)
     destroyed = await _change(datasette, actor_id, destroy_secret_versions)
     return destroyed, await clean_up(instance, vacuum=vacuum)
+
+
+async def older_versions(datasette: Datasette, name: str) -> list[int]:
+    """The versions before the newest that hold a value, to be destroyed.
+
+    Raises InvalidSecret unless the newest one, which would be left, can be decrypted.
+    """
+    instance = get_instance(datasette)
+    newest, *older = await store.history(instance.db, name)
+    try:
+        if newest.is_destroyed:
+            raise InvalidSecret(f"{name} version {newest.version} was destroyed")
+        [row] = await store.rows_with_ids(instance.db, [newest.id])
+        envelope.unseal(instance.settings.require_ring(), name, row.version, row)
+    except SecretsError as error:
+        raise InvalidSecret(
+            f"Only the newest version would be left, which cannot be read: {error}"
+        ) from None
+    return [each.version for each in older if not each.is_destroyed]
 
 
 async def destroy_row(

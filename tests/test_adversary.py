@@ -17,6 +17,7 @@ from conftest import MakeDatasette
 from datasette.app import Datasette
 from support import adversary, decoder, zero
 from support.console import Console
+from support.visitor import Visitor
 
 from datasette_secrets import (
     DatabaseUnavailable,
@@ -279,6 +280,32 @@ async def test_a_row_planted_under_a_running_server_stops_what_destroys(
         await service.destroy_versions(server, "ONE", [1, 2, 3, 4])
     await service.destroy_row(filled.datasette(), 70)
     assert await set_secret(server, "ONE", "ONE value 5") == 5
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update datasette_secrets set wrapped_key = zeroblob(104)",
+        "update datasette_secrets set encrypted = substr(encrypted, 2)",
+        "update datasette_secrets set encryption_key_name = '0123456789abcdef'",
+        "update datasette_secrets set encrypted = null, wrapped_key = null",
+    ],
+)
+async def test_all_but_the_newest_are_kept_where_the_newest_cannot_be_read(
+    filled: Console, make_datasette: MakeDatasette, statement: str
+) -> None:
+    filled.sql(f"{statement} where name = 'ONE' and version = 3")
+    before = stored_bytes(filled)
+    said = await said_in_shell(filled, "destroy", "ONE", "--all-but-newest", "--yes")
+    assert "Only the newest version would be left, which cannot be read" in said
+    server = make_datasette(filled.key, internal=str(filled.internal))
+    visitor = Visitor(server)
+    page = await visitor.get("/ONE/-/destroy?old=1")
+    assert "Only the newest version would be left, which cannot be read" in page.text
+    assert "data-secrets-select" not in page.text
+    assert " checked" not in page.text
+    assert stored_bytes(filled) == before
+    await said_in_shell(filled, "destroy", "ONE", "--version", "1", "--yes", code=0)
 
 
 _DROP_INDEX = "drop index datasette_secrets_name_version"

@@ -324,9 +324,9 @@ async def destroy(
     """
     if bool(versions) == all_but_newest:
         raise click.UsageError("Use either --version N or --all-but-newest")
-    newest, *older = stored = await stored_versions(datasette, name)
+    newest, *_ = stored = await stored_versions(datasette, name)
     if all_but_newest:
-        versions = tuple(each.version for each in older if not each.is_destroyed)
+        versions = tuple(await service.older_versions(datasette, name))
     _require_versions(name, stored, versions)
     is_used = not newest.is_deleted and newest.version in versions
     used = f" (plugins use version {newest.version})" if is_used else ""

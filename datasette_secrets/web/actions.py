@@ -88,8 +88,14 @@ async def _confirm(action: str, visit: Visit) -> Response:
     if not rows:
         raise InvalidSecret(f"Nothing is stored for {visit.name}")
     chosen = visit.sent.texts("version") or set(visit.request.args.getlist("version"))
-    if visit.argument("old"):
-        chosen |= {str(row.of.version) for row in rows if not row.is_newest}
+    old_refused = ""
+    if action == "destroy":
+        try:
+            older = await service.older_versions(visit.datasette, visit.name)
+        except InvalidSecret as error:
+            old_refused = str(error)
+        else:
+            chosen |= set(map(str, older)) if visit.argument("old") else set()
     earlier = next((row for row in rows if str(row.of.version) in chosen), None)
     can_roll_back = earlier is not None and not earlier.of.is_destroyed
     if action == "rollback" and not can_roll_back and not visit.error:
@@ -106,6 +112,7 @@ async def _confirm(action: str, visit: Visit) -> Response:
         newest=rows[0],
         earlier=earlier,
         chosen=chosen,
+        old_refused=old_refused,
     )
 
 
