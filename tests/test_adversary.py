@@ -410,6 +410,10 @@ async def test_a_table_that_goes_under_a_running_server_is_an_error_and_not_unse
         with pytest.raises(DatabaseUnavailable, match=r"is gone.*restart Datasette"):
             await change
     server.close()
+    restarted = filled.datasette()
+    await restarted.invoke_startup()
+    assert await get_secret(restarted, "ONE") is None
+    restarted.close()
     filled.internal.write_bytes(copy)
     assert await get_secret(filled.datasette(), "ONE") == "ONE value 3"
 
