@@ -25,7 +25,7 @@ from .. import database, inspection, registry, store
 from ..errors import DatabaseUnavailable, printable
 from ..events import via
 from ..instance import get_instance, stop
-from . import interrupt
+from . import arguments, interrupt
 from .arguments import GIVEN, Command
 from .output import give_up_stdout, is_terminal, path_of, warn
 
@@ -112,7 +112,7 @@ class DatabaseCommand(Command):
     def _interrupted(self, how: KeyboardInterrupt) -> str:
         # At a prompt, nothing has been changed yet.
         may_have_changed = self._look and isinstance(how, interrupt.Cancelled)
-        if may_have_changed and any(param.name == "vacuum" for param in self.params):
+        if may_have_changed and arguments.vacuum in self.params:
             return (
                 "Interrupted: no version is half done, but what was replaced or "
                 "destroyed may remain in the file. Run the command again to finish"
