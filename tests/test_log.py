@@ -208,7 +208,7 @@ async def test_a_change_that_is_not_found_where_it_was_written_is_taken_back(
     before = snapshot(internal), log(internal)
 
     # The check of the tables would refuse the change before it is made.
-    monkeypatch.setattr(inspection, "require_own_schema", lambda conn: None)
+    monkeypatch.setattr(inspection, "require_whole_schema", lambda conn: None)
 
     def undo(conn: sqlite3.Connection) -> None:
         table = "datasette_secrets"
