@@ -277,7 +277,6 @@ class Reader:
     ) -> list[tuple[Any, ...]] | None:
         """All rows of a query, or None if it has to run in a thread."""
         if time.perf_counter() > self._turn_ends:
-            require_same_file(self.db)
             await self._turn()
         # Memory has no file to open, and only a thread can wait for its locked tables.
         if self.db.is_memory or not self._lock.acquire(blocking=False):
@@ -295,6 +294,7 @@ class Reader:
 
     async def _turn(self) -> None:
         if not self._turning:
+            require_same_file(self.db)
             self._turning = True
             asyncio.get_running_loop().call_soon(self._begin_turn)
         await asyncio.sleep(0)
