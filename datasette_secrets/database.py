@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 VACUUM_MAX_BYTES = 50_000_000
+_CHECKPOINT_TIMEOUT_MS = 2_000
 
 T = TypeVar("T")
 
@@ -357,6 +358,8 @@ async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
             )
         vacuumed = vacuum and not remains
         try:
+            # It holds the write lock while it waits for readers. Writers wait 5 seconds.
+            conn.execute(f"pragma busy_timeout = {_CHECKPOINT_TIMEOUT_MS}").fetchall()
             [(busy, *_)] = conn.execute("pragma wal_checkpoint(truncate)").fetchall()
             log_emptied = not busy
         except sqlite3.DatabaseError as error:

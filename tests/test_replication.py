@@ -195,7 +195,7 @@ def test_beside_a_running_litestream_a_command_exits_3_and_says_what_remains(
     assert result.exit_code == 3
     assert "the write-ahead log, which Litestream holds while it runs" in result.stderr
     assert "its replica" in result.stderr
-    assert "stop Litestream, run 'datasette secrets rotate-key'" in result.stderr
+    assert "stop Litestream, run 'datasette secrets rotate-key -" in result.stderr
 
 
 def test_beside_a_running_litestream_json_is_not_ok_and_all_was_done(
