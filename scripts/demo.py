@@ -49,7 +49,7 @@ def main() -> int:
         except DemoFailed as failure:
             print(f"FAILED: {failure}", file=sys.stderr)
             return 1
-    print("All of it held.")
+    print("All checks passed.")
     return 0
 
 
@@ -91,7 +91,7 @@ def play(instance: Instance) -> None:
 
     with instance.serve(first) as visitor:
         expect(visitor.plugin_error(), "unknown-master-key", "the plugin's error")
-        say("Restarted with the old key alone: it no longer opens anything")
+        say("Restarted with the old key alone: it can no longer decrypt anything")
 
 
 def say(step: str) -> None:
