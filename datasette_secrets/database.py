@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
@@ -274,7 +274,7 @@ class Reader:
         self._turning = False
 
     async def select(
-        self, sql: str, parameters: dict[str, object]
+        self, sql: str, parameters: Mapping[str, object] | Sequence[object]
     ) -> list[tuple[Any, ...]] | None:
         """All rows of a query, or None if it has to run in a thread."""
         if time.perf_counter() > self._turn_ends:

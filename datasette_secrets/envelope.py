@@ -303,8 +303,7 @@ def unseal(ring: KeyRing, name: str, version: int, row: Envelope) -> str:
     if not isinstance(encrypted, bytes) or len(encrypted) < ENCRYPTED_MIN_BYTES:
         raise CannotOpen(name, version)
     master_key = ring.find(name, version, row.key_id)
-    context = _context(name, version)
-    data_key = _recent_data_key(master_key, context, wrapped_key)
+    context, data_key = _context_and_data_key(master_key, name, version, wrapped_key)
     return _decrypt(data_key, context, encrypted).decode("utf-8")
 
 
@@ -417,9 +416,14 @@ def _unwrap(master_key: MasterKey, context: bytes, wrapped_key: bytes) -> bytes:
     return plain[CONTEXT_BYTES:]
 
 
-# A cache of recent data keys. Whoever can read this memory can also read the master key,
-# which unwraps them all. The key of the cache includes the stored `wrapped_key`.
-_recent_data_key = functools.lru_cache(maxsize=256)(_unwrap)
+# Whoever can read this cache in memory can also read the master key, which unwraps all of
+# it. The stored `wrapped_key` is part of what is looked up.
+@functools.lru_cache(maxsize=256)
+def _context_and_data_key(
+    master_key: MasterKey, name: str, version: int, wrapped_key: bytes
+) -> tuple[bytes, bytes]:
+    context = _context(name, version)
+    return context, _unwrap(master_key, context, wrapped_key)
 
 
 def _encrypt(data_key: bytes, context: bytes, utf8: bytes) -> bytes:

@@ -59,7 +59,7 @@ _SELECT_ROW = f"select {_ROW} from {TABLE} where name = :name {_ORDER}"  # noqa:
 # Every column costs as much as a step of the cryptography. Most reads need only these.
 _SELECT_CURRENT = f"""select id, version, encryption_key_name, wrapped_key, {_ENCRYPTED},
     last_used_at, deleted_at is null and envelope_version = {ENVELOPE_VERSION}
-    from {TABLE} where name = :name {_ORDER}"""  # noqa: S608
+    from {TABLE} where name = ? {_ORDER}"""  # noqa: S608
 
 
 class Row(NamedTuple):
@@ -146,7 +146,7 @@ class Held(NamedTuple):
 
 async def newest_version(reader: Reader, name: str) -> Row | None:
     """The newest version of `name`, or None when nothing is stored or there is no table."""
-    rows = await reader.select(_SELECT_CURRENT, {"name": name})
+    rows = await reader.select(_SELECT_CURRENT, (name,))
     if rows is not None:
         if not rows:
             return None
