@@ -8,6 +8,7 @@ the write lock first. Errors of SQLite become DatabaseUnavailable with their cau
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sqlite3
 import threading
@@ -312,6 +313,18 @@ class Reader:
         conn.execute("pragma busy_timeout = 0").fetchall()
         self._conn = conn
         return conn
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause the garbage collector, which scans thousands of live tuples again and again."""
+    is_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_collecting:
+            gc.enable()
 
 
 @contextmanager

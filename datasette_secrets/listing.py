@@ -127,7 +127,7 @@ async def list_secrets(
     """
     instance = get_instance(datasette)
     registered, names = await _names(datasette, instance, contains)
-    page = [name for name in sorted(names) if after is None or name > after][:limit]
+    page = [name for name in names if after is None or name > after][:limit]
     return await _list(instance, registered, page)
 
 
@@ -150,11 +150,12 @@ async def list_sections(
     unusual = await store.unusual_names(
         instance.db, [key.id for key in instance.settings.ring or ()]
     )
-    looked_at = names & (unusual | registered.keys() | instance.overridden_names())
-    known = await _list(instance, registered, sorted(looked_at, key=_by_name))
+    unusual |= registered.keys() | instance.overridden_names()
+    looked_at = sorted(unusual.intersection(names), key=_by_name)
+    known = await _list(instance, registered, looked_at)
     if state:
         states = {each.name: each.state for each in known}
-        names = {name for name in names if states.get(name, "stored") == state}
+        names = [name for name in names if states.get(name, "stored") == state]
         known = []
     waiting, urgent, removed = [], [], []
     for each in known:
@@ -167,7 +168,8 @@ async def list_sections(
     order = {name: place for place, name in enumerate(registered)}
     waiting.sort(key=lambda each: order[each.name])
     set_apart = {each.name for each in (*waiting, *urgent, *removed)}
-    others = sorted(names - set_apart, key=_by_name)
+    others = [name for name in names if name not in set_apart]
+    others.sort(key=str.casefold)  # `names` is sorted, and stays so among equals
     start = bisect.bisect_right(others, _by_name(after), key=_by_name) if after else 0
     page = others[start : start + size]
     shown = size if start == 0 else 0
@@ -198,7 +200,7 @@ async def list_due(datasette: Datasette, days: int = DUE_DAYS) -> list[Listed]:
     Does not look for registered secrets.
     """
     instance = get_instance(datasette)
-    names = sorted(await store.names(instance.db, with_date=True))
+    names = await store.names(instance.db, with_date=True)
     return [each for each in await _list(instance, {}, names) if is_due(each, days)]
 
 
@@ -214,17 +216,17 @@ async def case_twin(datasette: Datasette, name: str) -> str | None:
 
 async def _names(
     datasette: Datasette, instance: Instance, contains: str
-) -> tuple[dict[str, registry.Registered], set[str]]:
-    """The registered secrets, and the names of all secrets."""
+) -> tuple[dict[str, registry.Registered], list[str]]:
+    """The registered secrets, and the names of all secrets, sorted by code points."""
     registered = await registry.registered_secrets(datasette)
     stored = await store.names(instance.db)
-    wanted = contains.casefold()
-    names = {
+    names = sorted([*stored, *(registered.keys() - set(stored))])
+    wanted, reserved = contains.casefold(), instance.settings.reserved
+    return registered, [
         name
-        for name in stored | registered.keys()
-        if wanted in name.casefold() and not instance.settings.is_reserved(name)
-    }
-    return registered, names
+        for name in names
+        if wanted in name.casefold() and name.upper() not in reserved
+    ]
 
 
 async def _list(

@@ -10,7 +10,6 @@ the work.
 
 from __future__ import annotations
 
-import gc
 import shlex
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
@@ -157,8 +156,12 @@ class Rotation(Report):
 
     primary: str = ""
     to_change: int = 0
-    current: int = 0
     census: Census | None = None
+
+    @property
+    def current(self) -> int:
+        """How many versions need no change, because they use the primary key already."""
+        return max(0, self.census.versions - self.to_change) if self.census else 0
 
 
 @dataclass
@@ -275,7 +278,6 @@ async def rotate(
         return Change("rotate-encryption-key", detail=detail)
 
     await inspection.require_sound(instance.db)
-    report.census = await census(datasette)
     everywhere = None if new_data_keys else primary
     problems: dict[int, Problem] = {}
     async for rows in rows_to_change(everywhere):
@@ -284,8 +286,8 @@ async def rotate(
         if progress:
             progress(len(rows))
     report.problems = list(problems.values())
-    report.current = max(0, report.census.versions - report.to_change)
     if dry_run or (problems and not skip_unopenable):
+        report.census = await census(datasette)
         return report
 
     await inspection.prepare(instance.db)
@@ -369,25 +371,19 @@ async def batches(
         row_id = rows[-1].id + 1
 
 
+@database.collector_paused()
 def rewritten(
     rows: Iterable[store.Row], operation: Operation
 ) -> tuple[list[store.Replacement], dict[int, Problem]]:
     """The new envelopes of these rows, and the problems of the other rows by their ids."""
     changes: list[store.Replacement] = []
     problems = {}
-    # The garbage collector would scan thousands of live tuples again and again.
-    is_collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for row in rows:
-            try:
-                sealed = operation(row)
-            except (CannotOpen, UnknownMasterKey) as error:
-                problems[row.id] = Problem.of(row, error)
-            else:
-                if sealed is not None:
-                    changes.append((row, sealed))
-    finally:
-        if is_collecting:
-            gc.enable()
+    for row in rows:
+        try:
+            sealed = operation(row)
+        except (CannotOpen, UnknownMasterKey) as error:
+            problems[row.id] = Problem.of(row, error)
+        else:
+            if sealed is not None:
+                changes.append((row, sealed))
     return changes, problems

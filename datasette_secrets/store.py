@@ -17,6 +17,7 @@ from . import schema
 from .changes import Changing
 from .database import (
     Reader,
+    collector_paused,
     not_kept,
     read,
     time_limit,
@@ -43,7 +44,6 @@ _CELLS = ("envelope_version", "encryption_key_name", "wrapped_key", "encrypted")
 
 _WRAP = "id, name, version, envelope_version, encryption_key_name, wrapped_key"
 _ROW = f"{_WRAP}, {_ENCRYPTED}, deleted_at, last_used_at"
-_WRAP += ", null, null, null"
 _VERSION = (
     "id, name, version, note, encryption_key_name, created_at, created_by, updated_at, "
     "updated_by, deleted_at, deleted_by, last_used_at, last_used_by, renew_by, "
@@ -74,9 +74,9 @@ class Row(NamedTuple):
     envelope_version: int | None
     key_id: str
     wrapped_key: bytes | None
-    encrypted: bytes | None
-    deleted_at: str | None
-    last_used_at: str | None
+    encrypted: bytes | None = None
+    deleted_at: str | None = None
+    last_used_at: str | None = None
 
     @property
     def is_destroyed(self) -> bool:
@@ -363,12 +363,19 @@ async def history(db: Database, name: str) -> list[Version]:
     return list(map(Version._make, await _fetch(db, sql, {"name": name})))
 
 
-async def names(db: Database, *, with_date: bool = False) -> set[str]:
-    """Every name that has a stored version; `with_date`: one with a date to renew it."""
-    sql = f"select distinct name from {TABLE} where typeof(name) = 'text'"  # noqa: S608
+async def names(db: Database, *, with_date: bool = False) -> list[str]:
+    """Every name that has a stored version, sorted by code points.
+
+    `with_date`: only those of a version with a date to renew it.
+    """
+    distinct = f"select distinct name from {TABLE} where typeof(name) = 'text'"  # noqa: S608
     if with_date:
-        sql += " and renew_by is not null"
-    return {name for (name,) in await _fetch(db, sql, {})}
+        distinct += " and renew_by is not null"
+    # One text is twice as fast as a row for each name.
+    sql = f"select json_group_array(name) from ({distinct} order by name)"  # noqa: S608
+    return [
+        name for (texts,) in await _fetch(db, sql, {}) for name in json.loads(texts)
+    ]
 
 
 async def unusual_names(db: Database, key_ids: list[str]) -> set[str]:
@@ -376,7 +383,7 @@ async def unusual_names(db: Database, key_ids: list[str]) -> set[str]:
 
     `key_ids`: the keys of the ring.
     """
-    sql = f"""select distinct name from {TABLE} where typeof(name) = 'text'
+    sql = f"""select distinct name from {TABLE} not indexed where typeof(name) = 'text'
         and (deleted_at is not null or renew_by is not null or wrapped_key is null
         or encryption_key_name not in (select value from json_each(:key_ids)))"""  # noqa: S608
     rows = await _fetch(db, sql, {"key_ids": json.dumps(key_ids)})
@@ -447,14 +454,13 @@ async def rows_from(
     if legacy_only:
         where += f" and {_NO_ENVELOPE}"
     sql = _select_rows(f"{where} order by id limit :limit", wraps_only=wraps_only)
-    return list(map(Row._make, await _fetch(db, sql, parameters)))
+    return _rows(await _fetch(db, sql, parameters))
 
 
 def legacy_rows(conn: sqlite3.Connection, row_id: int, limit: int) -> list[Row]:
     """Up to `limit` rows of 0.x that hold a value, from id `row_id` on; all for -1."""
     sql = _select_rows(f"id >= :row_id and {_NO_ENVELOPE} order by id limit :limit")
-    rows = _select(conn, sql, {"row_id": row_id, "limit": limit})
-    return list(map(Row._make, rows))
+    return _rows(_select(conn, sql, {"row_id": row_id, "limit": limit}))
 
 
 async def rows_with_ids(
@@ -463,7 +469,12 @@ async def rows_with_ids(
     """The rows with these ids that hold a value. `wraps_only`: as in `rows_from`."""
     where = f"{_IDS} order by id"
     sql = _select_rows(where, wraps_only=wraps_only)
-    return list(map(Row._make, await _fetch(db, sql, {"ids": json.dumps(ids)})))
+    return _rows(await _fetch(db, sql, {"ids": json.dumps(ids)}))
+
+
+@collector_paused()
+def _rows(rows: Iterable[tuple[Any, ...]]) -> list[Row]:
+    return [Row(*row) for row in rows]
 
 
 def _select_rows(where: str, *, wraps_only: bool = False) -> str:
@@ -471,6 +482,7 @@ def _select_rows(where: str, *, wraps_only: bool = False) -> str:
     return f"select {columns} from {TABLE} where {_HOLDS_VALUE} and {where}"  # noqa: S608
 
 
+@collector_paused()
 def replace_envelopes(
     conn: sqlite3.Connection, changes: list[Replacement], *, wraps_only: bool = False
 ) -> Replaced:

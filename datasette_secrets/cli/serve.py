@@ -211,8 +211,8 @@ async def require_name(
     instance = get_instance(datasette)
     if can_be_new:
         await inspection.require_own(instance.db)
-    known = await store.names(instance.db)
-    known |= {each.name for each in await registry.get_secrets(datasette)}
+    known = {each.name for each in await registry.get_secrets(datasette)}
+    known.update(await store.names(instance.db))
     if name in known or instance.environment_value(name) is not None:
         return
     by_case = {each.casefold(): each for each in known}
