@@ -98,10 +98,10 @@ def _destroy_command(row: store.Row) -> str:
 class Census:
     """How many versions each master key wraps, counted without decrypting."""
 
-    primary: str | None
-    ring: tuple[str, ...]
-    counts: dict[str, int]
-    legacy: int
+    primary: str | None = None
+    ring: tuple[str, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+    legacy: int = 0
 
     @property
     def versions(self) -> int:
@@ -156,12 +156,12 @@ class Rotation(Report):
 
     primary: str = ""
     to_change: int = 0
-    census: Census | None = None
+    census: Census = field(default_factory=Census)
 
     @property
     def current(self) -> int:
         """How many versions need no change, because they use the primary key already."""
-        return max(0, self.census.versions - self.to_change) if self.census else 0
+        return max(0, self.census.versions - self.to_change)
 
 
 @dataclass

@@ -90,7 +90,7 @@ def rotation_json(instance: Instance, report: rotation.Rotation) -> dict[str, An
         **_report_json(instance, report),
         "to_change": report.to_change,
         "current": report.current,
-        "keys": keys_json(instance, report.census) if report.census else [],
+        "keys": keys_json(instance, report.census),
     }
 
 

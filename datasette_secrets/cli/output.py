@@ -173,11 +173,10 @@ def print_rotation(instance: Instance, report: rotation.Rotation) -> None:
     print_problems(report.problems)
     if report.problems and report.clean_up is None:
         say("Fix these first, or skip them with --skip-unopenable")
-    if report.census is not None:
-        print_keys(instance, report.census)
-        for remark in health.about_slots(report.census):
-            if remark.code == "old-key-unneeded":
-                say(remark.message)
+    print_keys(instance, report.census)
+    for remark in health.about_slots(report.census):
+        if remark.code == "old-key-unneeded":
+            say(remark.message)
 
 
 def print_upgrade(report: upgrade.Upgrade) -> None:
