@@ -8,14 +8,14 @@ import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datasette.resources import DatabaseResource
 from datasette.utils import StartupError
 
 from . import config, envelope, fernet, inspection, listing, rotation, schema, store
 from . import upgrade as upgrading
-from .database import is_temporary
+from .database import is_temporary, read
 from .errors import (
     DatabaseUnavailable,
     MissingExtra,
@@ -187,10 +187,12 @@ def _missing_keys(census: rotation.Census) -> list[Remark]:
 
 
 async def _needs_upgrade(instance: Instance, census: rotation.Census) -> list[Remark]:
-    rows = await store.rows_from(instance.db, -(2**63), _NAMED_MAX, legacy_only=True)
+    def first_secrets(conn: Any) -> list[store.Row]:
+        return store.rows_from(conn, -(2**63), _NAMED_MAX, legacy_only=True)
+
     named: list[str] = []
     too_large: list[str] = []
-    for row in rows:
+    for row in await read(instance.db, first_secrets):
         names = too_large if row.is_too_large else named
         names.append(f"{row.name} version {row.version}")
     remarks = []

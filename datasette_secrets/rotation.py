@@ -1,19 +1,20 @@
 """Re-wraps every version with the primary master key, and checks that all can be decrypted.
 
 A rotation checks that every row can be decrypted before it changes anything. Then each
-batch is one transaction. A row is written only if it has not changed since it was read.
-Its new envelope is checked before it is written, and compared with the stored bytes before
-the commit. Passes are repeated until no row is left. If a rotation is killed at any moment,
-every secret can still be decrypted with the same key ring, and another rotation finishes
-the work.
+batch is one transaction, which reads the rows, checks their new envelopes, writes them and
+compares what is stored. It has the write lock from its beginning, so nobody else can change
+a row in between. Passes are repeated until no row is left. If a rotation is killed at any
+moment, every secret can still be decrypted with the same key ring, and another rotation
+finishes the work.
 """
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import database, envelope, inspection, schema, service, store
 from .changes import Changing, announce, make
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 BATCH_SIZE = 5_000
-# How many passes a rotation makes, since other servers may write rows meanwhile, and how
-# often it retries a batch in which somebody else has changed a row.
+# How many passes a rotation makes, since other servers may write rows meanwhile.
 PASSES_MAX = 20
 
 Progress = Callable[[int], None]
@@ -148,6 +148,8 @@ class Report:
     clean_up: database.CleanUp | None = None
     #: True once nothing is left to change.
     complete: bool = False
+    #: The row of the log, once there is one.
+    log_id: int | None = None
 
 
 @dataclass
@@ -161,7 +163,10 @@ class Rotation(Report):
     @property
     def current(self) -> int:
         """How many versions need no change, because they use the primary key already."""
-        return max(0, self.census.versions - self.to_change)
+        others = self.to_change
+        if self.clean_up is not None:  # others may have stored versions meanwhile
+            others = self.changed + len(self.problems)
+        return max(0, self.census.versions - others)
 
 
 @dataclass
@@ -206,21 +211,22 @@ async def verify(
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
 
+    seen, start = 0, store.Held()
+
     def unseal(row: store.Row) -> None:
+        nonlocal seen
+        seen += row.id <= start.highest_id
         envelope.unseal(ring, row.name, row.version, row)
 
     # Counts again before it reports missing rows, since a server may be writing.
     for _ in range(2):
         found = Verification()
-        start = await store.count_held(instance.db)
-        seen = 0
-        async for rows in batches(instance, batch_size):
-            problems = rewritten(rows, unseal)[1]
-            seen += sum(row.id <= start.highest_id for row in rows)
-            found.opened += len(rows) - len(problems)
+        seen, start = 0, await store.count_held(instance.db)
+        async for count, problems in checked(instance, unseal, batch_size):
+            found.opened += count - len(problems)
             found.problems += problems.values()
             if progress:
-                progress(len(rows))
+                progress(count)
         progress = None
         left = await store.count_held(instance.db, start.highest_id)
         found.destroyed = left.destroyed
@@ -256,20 +262,16 @@ async def rotate(
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
     primary = ring.primary.id
+    wraps_only = not new_data_keys
     report = Rotation(dry_run, primary=primary)
-
-    def rows_to_change(but_key_id: str | None) -> AsyncIterator[list[store.Row]]:
-        return batches(instance, batch_size, but_key_id, wraps_only=not new_data_keys)
 
     def prove(row: store.Row) -> None:
         can_open = envelope.unseal if new_data_keys else envelope.unwrap
         can_open(ring, row.name, row.version, row)
 
-    def rewrite(row: store.Row) -> envelope.Sealed | None:
+    def rewrite(row: store.Row) -> envelope.Sealed:
         if new_data_keys:
             return envelope.reseal(ring, row.name, row.version, row, row.version)
-        if row.key_id == primary and not row.is_legacy:
-            return None  # another rotation has re-wrapped it
         wrapped_key = envelope.rewrap(ring, row.name, row.version, row)
         return envelope.Sealed(envelope.ENVELOPE_VERSION, primary, wrapped_key, None)
 
@@ -278,64 +280,36 @@ async def rotate(
         return Change("rotate-encryption-key", detail=detail)
 
     await inspection.require_sound(instance.db)
-    everywhere = None if new_data_keys else primary
+    which: dict[str, Any] = {"wraps_only": wraps_only}
+    which["but_key_id"] = None if new_data_keys else primary
     problems: dict[int, Problem] = {}
-    async for rows in rows_to_change(everywhere):
-        problems |= rewritten(rows, prove)[1]
-        report.to_change += len(rows)
+    async for count, found in checked(instance, prove, batch_size, **which):
+        problems |= found
+        report.to_change += count
         if progress:
-            progress(len(rows))
+            progress(count)
     report.problems = list(problems.values())
     if dry_run or (problems and not skip_unopenable):
         report.census = await census(datasette)
         return report
 
-    await inspection.prepare(instance.db)
-    log_id: int | None = None
-
-    async def replace(changes: list[store.Replacement]) -> list[int]:
-        """Returns the ids of the rows that somebody else changed after they were read."""
-
-        def replace_secret_envelopes(changing: Changing) -> store.Replaced:
-            nonlocal log_id
-            replaced = store.replace_envelopes(
-                changing.conn, changes, wraps_only=not new_data_keys
-            )
-            if replaced.written:
-                described = describe(report.changed + replaced.written)
-                log_id = changing.log(described, log_id)
-            return replaced
-
-        replaced = await make(
-            datasette, instance.db, actor_id, replace_secret_envelopes
-        )
-        report.changed += replaced.written
-        return replaced.changed_meanwhile
+    def rotate_secret_versions(changing: Changing, row_id: int) -> list[store.Row]:
+        rows = store.rows_from(changing.conn, row_id, batch_size, **which)
+        envelopes, found = rewritten(rows, rewrite)
+        left.update(found)
+        store.replace_envelopes(changing.conn, envelopes, wraps_only=wraps_only)
+        log_batch(changing, report, len(envelopes), describe)
+        return rows
 
     left: dict[int, Problem] = {}
-    passing = rows_to_change(everywhere)
-    for _ in range(PASSES_MAX):
+    for _ in range(PASSES_MAX) if report.to_change else ():
         before = report.changed
-        async for rows in passing:
-            size = len(rows)
-            for _ in range(PASSES_MAX):
-                changes, found = rewritten(rows, rewrite)
-                left |= found
-                changed_meanwhile = await replace(changes) if changes else []
-                if not changed_meanwhile:
-                    break
-                rows = await store.rows_with_ids(
-                    instance.db, changed_meanwhile, wraps_only=not new_data_keys
-                )
-            else:
-                raise database.not_kept()
-            if progress:
-                progress(size)
-        report.census = await census(datasette)
-        if report.changed == before or not report.census.elsewhere:
+        await change_batches(datasette, actor_id, rotate_secret_versions, progress)
+        if report.changed == before:
             break
         # Next, the rows that a server with another primary key has stored meanwhile.
-        passing, progress = rows_to_change(primary), None
+        which["but_key_id"], progress = primary, None
+    report.census = await census(datasette)
     # The rows with problems may have been destroyed or replaced meanwhile.
     again = await store.rows_with_ids(instance.db, list(left))
     report.problems = list(rewritten(again, prove)[1].values())
@@ -347,36 +321,72 @@ async def rotate(
     return report
 
 
-async def batches(
-    instance: Instance,
-    size: int,
-    but_key_id: str | None = None,
-    *,
-    legacy_only: bool = False,
-    wraps_only: bool = False,
-) -> AsyncIterator[list[store.Row]]:
-    """All rows that hold a value, in the order of their ids; parameters as `rows_from`."""
+async def checked(
+    instance: Instance, operation: Operation, size: int, **which: Any
+) -> AsyncIterator[tuple[int, dict[int, Problem]]]:
+    """Run `operation` on all rows that hold a value, in the order of their ids.
+
+    `which`: parameters of `rows_from`. Yields, for each batch, the number of its rows and
+    the problems.
+    """
     row_id = -(2**63)
-    while row_id < 2**63 and (
-        rows := await store.rows_from(
-            instance.db,
-            row_id,
-            size,
-            but_key_id=but_key_id,
-            legacy_only=legacy_only,
-            wraps_only=wraps_only,
-        )
-    ):
-        yield rows
-        row_id = rows[-1].id + 1
+
+    def check_secrets(conn: Any) -> tuple[int, dict[int, Problem]]:
+        nonlocal row_id
+        was_made = schema.was_made(instance.db)
+        rows = store.rows_from(conn, row_id, size, was_made=was_made, **which)
+        if rows:
+            row_id = rows[-1].id + 1
+        return len(rows), rewritten(rows, operation)[1]
+
+    while (batch := await database.read(instance.db, check_secrets))[0]:
+        yield batch
+
+
+async def change_batches(
+    datasette: Datasette,
+    actor_id: str | None,
+    change: Callable[[Changing, int], list[store.Row]],
+    progress: Progress | None = None,
+    *,
+    migrates: bool = False,
+) -> None:
+    """Run `change` in one transaction for each batch, until there are no more rows.
+
+    It is given the id from which its batch begins, and returns the rows of it. `migrates`:
+    as for `make`.
+    """
+    row_id = -(2**63)
+
+    @functools.wraps(change)
+    def change_batch(changing: Changing) -> int:
+        nonlocal row_id
+        rows = change(changing, row_id)
+        if rows:
+            row_id = rows[-1].id + 1
+        return len(rows)
+
+    db = get_instance(datasette).db
+    while count := await make(datasette, db, actor_id, change_batch, migrates=migrates):
+        if progress:
+            progress(count)
+
+
+def log_batch(
+    changing: Changing, report: Report, changed: int, describe: Callable[[int], Change]
+) -> None:
+    """Count the rows that were changed, in the report and in its one row of the log."""
+    report.changed += changed
+    if changed:
+        report.log_id = changing.log(describe(report.changed), report.log_id)
 
 
 @database.collector_paused()
 def rewritten(
     rows: Iterable[store.Row], operation: Operation
-) -> tuple[list[store.Replacement], dict[int, Problem]]:
-    """The new envelopes of these rows, and the problems of the other rows by their ids."""
-    changes: list[store.Replacement] = []
+) -> tuple[dict[int, envelope.Sealed], dict[int, Problem]]:
+    """The new envelopes of these rows, and the problems of the other rows, by their ids."""
+    envelopes = {}
     problems = {}
     for row in rows:
         try:
@@ -385,5 +395,5 @@ def rewritten(
             problems[row.id] = Problem.of(row, error)
         else:
             if sealed is not None:
-                changes.append((row, sealed))
-    return changes, problems
+                envelopes[row.id] = sealed
+    return envelopes, problems

@@ -125,17 +125,6 @@ class LastUse(NamedTuple):
     version: object = None
 
 
-#: A row as it was read, and the envelope that replaces its own.
-Replacement = tuple[Row, Sealed]
-
-
-class Replaced(NamedTuple):
-    """How many rows were written, and the ids of those that had changed since."""
-
-    written: int
-    changed_meanwhile: list[int]
-
-
 class Held(NamedTuple):
     """How many versions hold a value, how many are destroyed, and the highest id."""
 
@@ -432,89 +421,69 @@ async def count_held(db: Database, up_to: int = 2**63 - 1) -> Held:
     return Held(*next(iter(await _fetch(db, sql, {"up_to": up_to})), ()))
 
 
-async def rows_from(
-    db: Database,
+@collector_paused()
+def rows_from(
+    conn: sqlite3.Connection,
     row_id: int,
     limit: int,
     *,
     but_key_id: str | None = None,
     legacy_only: bool = False,
     wraps_only: bool = False,
+    was_made: bool = True,
 ) -> list[Row]:
-    """Up to `limit` rows that hold a value, from id `row_id` on.
+    """Up to `limit` rows that hold a value, from id `row_id` on; all for -1.
 
     `but_key_id`: leave out those wrapped by that key. Rows of 0.x are never left out by
     it. `legacy_only`: only rows of 0.x. `wraps_only`: read no values; `encrypted`
-    is then None.
+    is then None. `was_made`: a missing table is an error.
     """
-    parameters = {"row_id": row_id, "limit": limit, "key_id": but_key_id}
-    where = "id >= :row_id"
+    if row_id >= 2**63:
+        return []
+    where = f"{_HOLDS_VALUE} and id >= :row_id"
     if but_key_id is not None:
         where += f" and (encryption_key_name is not :key_id or ({_NO_ENVELOPE}))"
     if legacy_only:
         where += f" and {_NO_ENVELOPE}"
-    sql = _select_rows(f"{where} order by id limit :limit", wraps_only=wraps_only)
-    return _rows(await _fetch(db, sql, parameters))
-
-
-def legacy_rows(conn: sqlite3.Connection, row_id: int, limit: int) -> list[Row]:
-    """Up to `limit` rows of 0.x that hold a value, from id `row_id` on; all for -1."""
-    sql = _select_rows(f"id >= :row_id and {_NO_ENVELOPE} order by id limit :limit")
-    return _rows(_select(conn, sql, {"row_id": row_id, "limit": limit}))
-
-
-async def rows_with_ids(
-    db: Database, ids: list[int], *, wraps_only: bool = False
-) -> list[Row]:
-    """The rows with these ids that hold a value. `wraps_only`: as in `rows_from`."""
-    where = f"{_IDS} order by id"
-    sql = _select_rows(where, wraps_only=wraps_only)
-    return _rows(await _fetch(db, sql, {"ids": json.dumps(ids)}))
-
-
-@collector_paused()
-def _rows(rows: Iterable[tuple[Any, ...]]) -> list[Row]:
+    columns = _WRAP if wraps_only else _ROW
+    sql = f"select {columns} from {TABLE} where {where} order by id limit :limit"  # noqa: S608
+    parameters = {"row_id": row_id, "limit": limit, "key_id": but_key_id}
+    rows = _select(conn, sql, parameters, was_made=was_made)
     return [Row(*row) for row in rows]
 
 
-def _select_rows(where: str, *, wraps_only: bool = False) -> str:
-    columns = _WRAP if wraps_only else _ROW
-    return f"select {columns} from {TABLE} where {_HOLDS_VALUE} and {where}"  # noqa: S608
+async def rows_with_ids(db: Database, ids: list[int]) -> list[Row]:
+    """The rows with these ids that hold a value."""
+    sql = f"select {_ROW} from {TABLE} where {_HOLDS_VALUE} and {_IDS} order by id"  # noqa: S608
+    return [Row(*row) for row in await _fetch(db, sql, {"ids": json.dumps(ids)})]
 
 
 @collector_paused()
 def replace_envelopes(
-    conn: sqlite3.Connection, changes: list[Replacement], *, wraps_only: bool = False
-) -> Replaced:
-    """Write new envelopes over rows that have not changed since they were read.
+    conn: sqlite3.Connection, envelopes: Mapping[int, Sealed], *, wraps_only: bool
+) -> None:
+    """Write new envelopes over those of the rows with these ids, and read them back.
 
     `wraps_only`: the value stays as it is, and `encrypted` is neither read nor written.
-    A row that was removed or destroyed is skipped. Raises
-    DatabaseUnavailable unless each row that was written holds what was written to it.
+    Raises DatabaseUnavailable unless each row holds what was written to it.
     """
-    first, end = (1, 3) if wraps_only else (0, 4)
-    columns = _CELLS[first:end]
-    sql = f"update {TABLE} set {' = ?, '.join(columns)} = ? where id = ? and wrapped_key is ?"  # noqa: S608
-    if not wraps_only:
-        sql += " and name = ? and version = ? and encrypted is ?"
-    written = {old.id: new[first:end] for old, new in changes}
-    parameters = (
-        (*written[old.id], old.id, old.wrapped_key)
-        if wraps_only
-        else (*new, old.id, old.wrapped_key, old.name, old.version, old.encrypted)
-        for old, new in changes
+    columns = _CELLS[1:3] if wraps_only else _CELLS
+    written = {
+        row_id: sealed[1:3] if wraps_only else tuple(sealed)
+        for row_id, sealed in envelopes.items()
+    }
+    conn.executemany(
+        f"update {TABLE} set {' = ?, '.join(columns)} = ? where id = ?",  # noqa: S608
+        [(*cells, row_id) for row_id, cells in written.items()],
     )
-    matched = conn.executemany(sql, parameters).rowcount
     with tuple_cursor(conn) as cursor:
         stored = cursor.execute(
             f"""select id, {", ".join(columns).replace("encrypted", _ENCRYPTED)}
-            from {TABLE} where {_IDS} and {_HOLDS_VALUE}""",  # noqa: S608
+            from {TABLE} where {_IDS}""",  # noqa: S608
             {"ids": json.dumps(list(written))},
         ).fetchall()
-    others = [row[0] for row in stored if row[1:] != written[row[0]]]
-    if len(stored) - len(others) != matched:
+    if {row[0]: row[1:] for row in stored} != written:
         raise not_kept()
-    return Replaced(matched, others)
 
 
 async def record_uses(

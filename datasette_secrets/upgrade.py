@@ -11,10 +11,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import envelope, fernet, inspection, schema, service, store
-from .changes import Changing, announce, make
+from .changes import Changing, announce
 from .events import Change, via
 from .instance import get_instance
-from .rotation import BATCH_SIZE, Progress, Report, batches, rewritten
+from .rotation import (
+    BATCH_SIZE,
+    Operation,
+    Progress,
+    Report,
+    change_batches,
+    checked,
+    log_batch,
+    rewritten,
+)
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -52,8 +61,11 @@ async def upgrade(
     await inspection.require_sound(instance.db)
     report = Upgrade(dry_run)
     if dry_run:
-        async for rows in batches(instance, batch_size, legacy_only=True):
-            _reseal(ring, rows, report)
+        reseal = _resealing(ring, report)
+        async for _, problems in checked(
+            instance, reseal, batch_size, legacy_only=True
+        ):
+            report.problems += problems.values()
         return report
     await _convert(datasette, report, actor_id, batch_size, progress)
     report.clean_up = await service.clean_up(instance, vacuum=vacuum)
@@ -98,42 +110,33 @@ async def _convert(
     `only_first`: only if no other server has done so already.
     """
     instance = get_instance(datasette)
-    ring = instance.settings.require_ring()
-    next_id, log_id = -(2**63), None
+    reseal = _resealing(instance.settings.require_ring(), report)
 
-    def upgrade_secret_versions(changing: Changing) -> int:
-        nonlocal next_id, log_id
+    def upgrade_secret_versions(changing: Changing, row_id: int) -> list[store.Row]:
         if only_first and schema.legacy_value(changing.conn) is None:
-            return 0
+            return []
         schema.apply_migrations(changing.conn)
-        rows = store.legacy_rows(changing.conn, next_id, batch_size)
-        resealed = _reseal(ring, rows, report)
-        report.changed += store.replace_envelopes(changing.conn, resealed).written
-        if resealed:
-            log_id = changing.log(_change(report.changed), log_id)
-        next_id = rows[-1].id + 1 if rows else next_id
-        return len(rows)
+        rows = store.rows_from(changing.conn, row_id, batch_size, legacy_only=True)
+        envelopes, problems = rewritten(rows, reseal)
+        report.problems += problems.values()
+        store.replace_envelopes(changing.conn, envelopes, wraps_only=False)
+        log_batch(changing, report, len(envelopes), _change)
+        return rows
 
-    while size := await make(
-        datasette, instance.db, actor_id, upgrade_secret_versions, migrates=True
-    ):
-        if progress:
-            progress(size)
+    await change_batches(
+        datasette, actor_id, upgrade_secret_versions, progress, migrates=True
+    )
     report.complete = not report.problems
     if report.changed:
         await announce(datasette, actor_id, _change(report.changed))
 
 
-def _reseal(
-    ring: envelope.KeyRing, rows: list[store.Row], report: Upgrade
-) -> list[store.Replacement]:
+def _resealing(ring: envelope.KeyRing, report: Upgrade) -> Operation:
     def reseal(row: store.Row) -> envelope.Sealed:
+        report.found.append((str(row.name), row.version))
         return envelope.upgrade(ring, row.name, row.version, row.encrypted)
 
-    report.found += [(str(row.name), row.version) for row in rows]
-    resealed, left = rewritten(rows, reseal)
-    report.problems += left.values()
-    return resealed
+    return reseal
 
 
 def _change(versions: int) -> Change:

@@ -37,17 +37,17 @@ def alter(path: str, *statements: str) -> None:
 
 
 def before_the_write(
-    datasette: Datasette, other: Callable[[], Awaitable[object]], *, times: int = 1
+    datasette: Datasette, other: Callable[[], Awaitable[object]]
 ) -> None:
     """Let `other` be quicker: it runs before the transaction that writes rows begins."""
     db = get_instance(datasette).db
     write = db.execute_write_fn
-    left = times
+    left = 1
 
     async def execute_write_fn(fn: Any, **options: Any) -> Any:
         nonlocal left
         if left and fn.__qualname__.endswith(
-            ("replace_secret_envelopes", "upgrade_secret_versions")
+            ("rotate_secret_versions", "upgrade_secret_versions")
         ):
             left -= 1
             await other()
@@ -101,17 +101,28 @@ async def test_a_row_that_another_rotation_changed_meanwhile_is_read_again(
     assert (await rotation.verify(rotating)).opened == 3
 
 
-async def test_a_rotation_that_is_never_quick_enough_ends_and_says_so(
-    rotating: Datasette, quicker: Datasette
+@pytest.mark.parametrize("new_data_keys", [False, True])
+async def test_nobody_can_change_a_row_between_its_reading_and_its_writing(
+    rotating: Datasette,
+    internal: str,
+    new_data_keys: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before_the_write(
-        rotating,
-        lambda: rotation.rotate(quicker, new_data_keys=True),
-        times=1_000,
-    )
-    with pytest.raises(DatabaseUnavailable, match="does not contain what was written"):
-        await rotation.rotate(rotating, new_data_keys=True)
-    assert await get_secret(rotating, "B") == "value of B"
+    refused = []
+    operation = "reseal" if new_data_keys else "rewrap"
+    make_envelope = getattr(envelope, operation)
+
+    def beside_another_writer(*row: Any) -> Any:
+        with closing(sqlite3.connect(internal, timeout=0)) as conn:
+            with pytest.raises(sqlite3.OperationalError, match="locked") as error:
+                conn.execute("update datasette_secrets set wrapped_key = x'00'")
+            refused.append(error)
+        return make_envelope(*row)
+
+    monkeypatch.setattr(envelope, operation, beside_another_writer)
+    report = await rotation.rotate(rotating, new_data_keys=new_data_keys)
+    assert (report.complete, report.changed, len(refused)) == (True, 3, 3)
+    assert (await rotation.verify(rotating)).opened == 3
 
 
 @pytest.mark.parametrize("new_data_keys", [False, True])
@@ -148,9 +159,11 @@ async def test_a_rotation_is_an_error_where_the_file_does_not_hold_what_was_writ
     rotating: Datasette, internal: str, wraps_only: bool, undoes: str
 ) -> None:
     ring = get_instance(rotating).settings.require_ring()
-    rows = await store.rows_from(get_instance(rotating).db, 0, 10)
-    changes = [(row, envelope.reseal(ring, row.name, 1, row, 1)) for row in rows]
     with closing(sqlite3.connect(internal)) as conn:
+        envelopes = {
+            row.id: envelope.reseal(ring, row.name, 1, row, 1)
+            for row in store.rows_from(conn, 0, 10)
+        }
         conn.execute(
             "create temp trigger undo after update of encryption_key_name on "
             f"main.datasette_secrets when new.name = 'B' begin {undoes}; end"
@@ -158,7 +171,7 @@ async def test_a_rotation_is_an_error_where_the_file_does_not_hold_what_was_writ
         with pytest.raises(
             DatabaseUnavailable, match="does not contain what was written"
         ):
-            store.replace_envelopes(conn, changes, wraps_only=wraps_only)
+            store.replace_envelopes(conn, envelopes, wraps_only=wraps_only)
 
 
 async def test_a_row_that_cannot_be_decrypted_costs_no_second_pass(

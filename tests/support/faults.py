@@ -149,7 +149,7 @@ async def careless(datasette: Datasette) -> None:
     db = datasette.get_internal_database()
     place = get_instance(datasette)
     ring = place.settings.require_ring()
-    for row in await store.rows_from(place.db, 0, 100):
+    for row in await db.execute_fn(lambda conn: store.rows_from(conn, 0, 100)):
         rewrapped_key = envelope.rewrap(ring, row.name, row.version, row)
         for column, cell in (
             ("encryption_key_name", ring.primary.id),
