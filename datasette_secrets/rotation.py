@@ -302,7 +302,7 @@ async def rotate(
         return rows
 
     left: dict[int, Problem] = {}
-    for _ in range(PASSES_MAX) if report.to_change else ():
+    for _ in range(PASSES_MAX):
         before = report.changed
         await change_batches(datasette, actor_id, rotate_secret_versions, progress)
         if report.changed == before:
