@@ -54,8 +54,9 @@ class EggInfo(egg_info):
 
     def run(self) -> None:
         metadata = self.distribution.metadata
-        tag = f"v{metadata.get_version()}"
-        metadata.long_description = with_absolute_links(metadata.long_description, tag)
+        metadata.long_description = with_absolute_links(
+            metadata.long_description, tag=metadata.get_version()
+        )
         super().run()
 
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUR_FILES = re.compile(
     r"https://(?:github\.com/datasette/datasette-secrets/blob|"
     r"raw\.githubusercontent\.com/datasette/datasette-secrets)"
-    r"/v[^/]+/(?P<path>[^#]+)(?:#(?P<anchor>.+))?"
+    r"/\d[^/]+/(?P<path>[^#]+)(?:#(?P<anchor>.+))?"
 )
 
 
@@ -126,7 +126,7 @@ def test_every_link_of_the_readme_to_our_files_finds_one(
 ) -> None:
     ours = [match for each in links_on_pypi if (match := OUR_FILES.fullmatch(each))]
     assert ours
-    assert all(f"/v{project['version']}/" in match[0] for match in ours)
+    assert all(f"/{project['version']}/" in match[0] for match in ours)
     for match in ours:
         path = ROOT / match["path"]
         assert path.exists(), match[0]
