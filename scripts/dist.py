@@ -148,7 +148,8 @@ def test_installed(wheel: Path, sdist: Path) -> None:
         group = f"{source / 'pyproject.toml'}:test"
         run(*pip, f"{wheel}[fernet]", "--group", group)
         shutil.rmtree(source / PACKAGE)
-        run(python, "-m", "pytest", "-n", "2", "--dist", "loadfile", cwd=source)
+        pytest = (python, "-m", "pytest", "-n", "2", "--dist", "loadfile")
+        run(*pytest, cwd=source, WHEEL=str(wheel.resolve()))
 
 
 def new_environment(path: Path) -> Path:
