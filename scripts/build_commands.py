@@ -66,8 +66,7 @@ class CompleteSdist(sdist):
         for folder in ("tests", "scripts", ".github"):
             self.filelist.graft(folder)
         self.filelist.prune(".github/screenshots")
-        for name in ("list", "secret"):  # those that the README shows
-            self.filelist.include(f".github/screenshots/{name}.png")
+        self.filelist.include(".github/screenshots/list.png")  # the README shows it
         self.filelist.global_exclude("*.py[cod]")
         super().make_distribution()
 
