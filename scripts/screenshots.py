@@ -223,9 +223,9 @@ async def temporary() -> Scene:
 
 @contextlib.asynccontextmanager
 async def opened(
-    browser: Browser, scene: Scene, address: str, viewport: Any, scheme: Any
+    browser: Browser, scene: Scene, address: str, viewport: Any
 ) -> AsyncIterator[Any]:
-    context = await browser.new_context(viewport=viewport, color_scheme=scheme)
+    context = await browser.new_context(viewport=viewport)
     cookie = scene.datasette.sign({"a": {"id": "root"}}, "actor")
     await context.add_cookies([{"name": "ds_actor", "value": cookie, "url": address}])
     try:
@@ -289,7 +289,6 @@ SHOTS: list[
 ALSO_ON_A_PHONE = (
     *("list", "secret", "conflict", "destroy", "unconfigured", "rotate", "add", "log"),
 )
-ALSO_IN_THE_DARK = ("list", "secret")
 
 
 async def take(browser: Browser, only: list[str]) -> None:
@@ -302,10 +301,8 @@ async def take(browser: Browser, only: list[str]) -> None:
         try:
             with served(scene.datasette) as address:
                 for name, path, step in wanted:
-                    for suffix, viewport, scheme in views_of(name):
-                        async with opened(
-                            browser, scene, address, viewport, scheme
-                        ) as page:
+                    for suffix, viewport in views_of(name):
+                        async with opened(browser, scene, address, viewport) as page:
                             await page.goto(address + path)
                             if step:
                                 await step(page)
@@ -316,12 +313,10 @@ async def take(browser: Browser, only: list[str]) -> None:
             shutil.rmtree(scene.folder)
 
 
-def views_of(name: str) -> Iterator[tuple[str, dict[str, int], str]]:
-    yield "", DESKTOP, "light"
+def views_of(name: str) -> Iterator[tuple[str, dict[str, int]]]:
+    yield "", DESKTOP
     if name in ALSO_ON_A_PHONE:
-        yield "-phone", PHONE, "light"
-    if name in ALSO_IN_THE_DARK:
-        yield "-dark", DESKTOP, "dark"
+        yield "-phone", PHONE
 
 
 async def main() -> None:
