@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 BATCH_SIZE = 5_000
+# With their values, which can be large: other writers wait for a batch.
+_BATCH_SIZE_WITH_VALUES = 500
 # How many passes a rotation makes, since other servers may write rows meanwhile.
 PASSES_MAX = 20
 
@@ -165,7 +167,7 @@ class Rotation(Report):
         """How many versions need no change, because they use the primary key already."""
         others = self.to_change
         if self.clean_up is not None:  # others may have stored versions meanwhile
-            others = self.changed + len(self.problems)
+            others = self.changed + max(self.census.elsewhere, len(self.problems))
         return max(0, self.census.versions - others)
 
 
@@ -263,6 +265,8 @@ async def rotate(
     ring = instance.settings.require_ring()
     primary = ring.primary.id
     wraps_only = not new_data_keys
+    if new_data_keys:
+        batch_size = min(batch_size, _BATCH_SIZE_WITH_VALUES)
     report = Rotation(dry_run, primary=primary)
 
     def prove(row: store.Row) -> None:
@@ -304,12 +308,14 @@ async def rotate(
     left: dict[int, Problem] = {}
     for _ in range(PASSES_MAX):
         before = report.changed
-        await change_batches(datasette, actor_id, rotate_secret_versions, progress)
-        if report.changed == before:
+        await change_batches(
+            datasette, actor_id, rotate_secret_versions, progress, **which
+        )
+        report.census = await census(datasette)
+        if report.changed == before or not report.census.elsewhere:
             break
         # Next, the rows that a server with another primary key has stored meanwhile.
         which["but_key_id"], progress = primary, None
-    report.census = await census(datasette)
     # The rows with problems may have been destroyed or replaced meanwhile.
     again = await store.rows_with_ids(instance.db, list(left))
     report.problems = list(rewritten(again, prove)[1].values())
@@ -350,11 +356,12 @@ async def change_batches(
     progress: Progress | None = None,
     *,
     migrates: bool = False,
+    **which: Any,
 ) -> None:
     """Run `change` in one transaction for each batch, until there are no more rows.
 
     It is given the id from which its batch begins, and returns the rows of it. `migrates`:
-    as for `make`.
+    as for `make`. `which`: parameters of `rows_from`.
     """
     row_id = -(2**63)
 
@@ -366,10 +373,17 @@ async def change_batches(
             row_id = rows[-1].id + 1
         return len(rows)
 
+    def has_more_secrets(conn: Any) -> bool:
+        return bool(store.rows_from(conn, row_id, 1, **which))
+
     db = get_instance(datasette).db
-    while count := await make(datasette, db, actor_id, change_batch, migrates=migrates):
-        if progress:
+    has_more = True
+    while has_more:
+        count = await make(datasette, db, actor_id, change_batch, migrates=migrates)
+        if progress and count:
             progress(count)
+        # A read, since another transaction could fail after all of the work is done.
+        has_more = bool(count) and await database.read(db, has_more_secrets)
 
 
 def log_batch(

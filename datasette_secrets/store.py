@@ -362,9 +362,9 @@ async def names(db: Database, *, with_date: bool = False) -> list[str]:
         distinct += " and renew_by is not null"
     # One text is twice as fast as a row for each name.
     sql = f"select json_group_array(name) from ({distinct} order by name)"  # noqa: S608
-    return [
-        name for (texts,) in await _fetch(db, sql, {}) for name in json.loads(texts)
-    ]
+    [(texts,)] = await _fetch(db, sql, {}) or [("[]",)]
+    # Names that are not UTF-8 can become the same text.
+    return sorted(dict.fromkeys(json.loads(texts)))
 
 
 async def unusual_names(db: Database, key_ids: list[str]) -> set[str]:

@@ -124,7 +124,12 @@ async def _convert(
         return rows
 
     await change_batches(
-        datasette, actor_id, upgrade_secret_versions, progress, migrates=True
+        datasette,
+        actor_id,
+        upgrade_secret_versions,
+        progress,
+        migrates=True,
+        legacy_only=True,
     )
     report.complete = not report.problems
     if report.changed:

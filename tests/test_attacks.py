@@ -519,6 +519,21 @@ async def test_a_plugin_that_registers_a_reserved_name_gets_nothing(
         assert listed == ["INNOCENT"]
 
 
+async def test_names_that_are_read_as_the_same_text_are_listed_once(
+    datasette: Datasette, internal: str
+) -> None:
+    await set_secret(datasette, "A", "a value")
+    with closing(sqlite3.connect(internal)) as conn, conn:
+        for name in ("41ff", "41fe"):  # not UTF-8
+            conn.execute(
+                "insert into datasette_secrets "
+                "(name, version, encrypted, encryption_key_name) "
+                f"values (cast(x'{name}' as text), 1, x'00', 'default')"
+            )
+    listed = [each.name for each in await listing.list_secrets(datasette)]
+    assert listed == ["A", "A\ufffd", "EXAMPLE_SECRET"]
+
+
 @pytest.mark.parametrize(
     "around", ["{}", " {}\n", "{},old", "key={}", "https://host/?k={}&x=1"]
 )

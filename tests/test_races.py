@@ -15,6 +15,7 @@ from datasette.app import Datasette
 from datasette.events import Event
 from datasette.plugins import pm
 from support import decoder
+from support.visitor import plugin
 
 from datasette_secrets import (
     DatabaseUnavailable,
@@ -172,6 +173,29 @@ async def test_a_rotation_is_an_error_where_the_file_does_not_hold_what_was_writ
             DatabaseUnavailable, match="does not contain what was written"
         ):
             store.replace_envelopes(conn, envelopes, wraps_only=wraps_only)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+async def test_a_lock_after_the_last_row_does_not_make_a_rotation_fail(
+    rotating: Datasette, internal: str, size: int
+) -> None:
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        if done == 6:  # each of the three rows twice
+            other.execute("begin immediate")
+
+    def prepare_connection(conn: sqlite3.Connection) -> None:
+        conn.execute("pragma busy_timeout = 50").fetchall()
+
+    other = sqlite3.connect(internal, isolation_level=None)
+    with closing(other), plugin(prepare_connection=prepare_connection):
+        report = await rotation.rotate(rotating, batch_size=size, progress=progress)
+    assert (report.changed, report.complete) == (3, True)
+    assert report.clean_up is not None
+    assert report.clean_up.failed
 
 
 async def test_a_row_that_cannot_be_decrypted_costs_no_second_pass(
