@@ -253,11 +253,12 @@ async def test_the_table_is_locked_where_the_internal_file_is_served_as_well(
     datasette = make_datasette(KEYS[0], files=[str(served)])
     await datasette.invoke_startup()
     assert "run SQL" in capsys.readouterr().err
-    response = await datasette.client.get(
-        "/internal/datasette_secrets.json",
-        cookies={"ds_actor": datasette.client.actor_cookie({"id": "root"})},
-    )
-    assert response.status_code == 403
+    for table in ("datasette_secrets", "datasette_secrets_log"):
+        response = await datasette.client.get(
+            f"/internal/{table}.json",
+            cookies={"ds_actor": datasette.client.actor_cookie({"id": "root"})},
+        )
+        assert response.status_code == 403
 
 
 async def test_sql_across_databases_is_warned_of(
