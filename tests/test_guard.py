@@ -105,7 +105,7 @@ async def test_who_may_not_run_sql_across_databases_is_not_warned_of(
     assert await health.exposure(datasette) == []
 
 
-async def test_a_trigger_of_somebody_else_is_said_on_one_line(
+async def test_a_trigger_of_somebody_else_is_said_on_one_line_and_on_the_page(
     make_datasette: MakeDatasette, master_key: str, internal: str, capsys: Captured
 ) -> None:
     await set_secret(make_datasette(master_key), "A", "a value")
@@ -116,9 +116,15 @@ async def test_a_trigger_of_somebody_else_is_said_on_one_line(
         )
         conn.execute("create table other (a)")
         conn.execute("create trigger another after update on other begin select 1; end")
-    await make_datasette(master_key).invoke_startup()
+    datasette = make_datasette(master_key)
+    await datasette.invoke_startup()
     [line] = capsys.readouterr().err.splitlines()
     assert r"The trigger 'forged\n\x1b[2Jline' was not made by this plugin" in line
+    page = await datasette.client.get(
+        "/-/secrets",
+        cookies={"ds_actor": datasette.client.actor_cookie({"id": "root"})},
+    )
+    assert "line&#39; was not made by this plugin" in page.text
 
 
 async def test_what_a_row_says_for_a_key_id_is_not_repeated(
