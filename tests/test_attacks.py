@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import sqlite3
 import tracemalloc
 from collections.abc import Iterator
@@ -440,6 +441,19 @@ async def test_a_writer_can_put_back_a_row_that_stood_there_before(
         encrypted=kept["encrypted"],
     )
     assert await get_secret(datasette, "BANK_API_KEY") == "bank 1"
+
+
+async def test_a_writer_can_put_back_a_copy_of_the_file(
+    make_datasette: MakeDatasette, master_key: str, internal: str, tmp_path: Path
+) -> None:
+    for value in ("one", "two"):
+        datasette = make_datasette(master_key)
+        await set_secret(datasette, "NAME", value)
+        datasette.close()
+        if value == "one":
+            shutil.copy(internal, tmp_path / "copy.db")
+    shutil.copy(tmp_path / "copy.db", internal)
+    assert await get_secret(make_datasette(master_key), "NAME") == "one"
 
 
 async def test_a_row_of_another_instance_opens_under_a_shared_master_key(
