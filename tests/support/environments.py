@@ -1,4 +1,4 @@
-"""Virtual environments with other packages from PyPI, made at first use and kept."""
+"""Virtual environments with other packages from PyPI, made at first use, kept and upgraded."""
 
 from __future__ import annotations
 
@@ -34,10 +34,12 @@ def environment(
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([python, "-m", "venv", folder], check=True, timeout=900)
         install(programs, "--upgrade", "pip>=25.1")  # the first that reads groups
-        ours_first = [f"{wheel}{extra}"] if wheel else []
-        groups = ["--group", f"{ROOT / 'pyproject.toml'}:{group}"] if group else []
-        install(programs, *ours_first, *groups, *requirements)
-        installed.write_text(wanted)
+    ours_first = [f"{wheel}{extra}"] if wheel else []
+    groups = ["--group", f"{ROOT / 'pyproject.toml'}:{group}"] if group else []
+    # A kept environment has what was the newest when it was made.
+    newest = ("--upgrade", "--upgrade-strategy", "eager")
+    install(programs, *newest, *ours_first, *groups, *requirements)
+    installed.write_text(wanted)
     if wheel:
         install(programs, "--force-reinstall", "--no-deps", str(wheel))
     return programs
