@@ -57,7 +57,7 @@ dist: $(VENV)/.dist  ## build and check the wheel and sdist, and test the instal
 	$(PY) scripts/dist.py $(ARGS)
 
 clean:  ## remove what these targets made, except .run
-	rm -rf $(VENV) .bench build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-dependents .bench build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One empty file per set of dependencies marks it as installed.
