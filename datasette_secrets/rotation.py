@@ -38,9 +38,9 @@ _BATCH_SIZE_WITH_VALUES = 500
 PASSES_MAX = 20
 
 Progress = Callable[[int], None]
-#: Returns the new envelope of a row, or None if it needs none. Raises CannotOpen and
-#: UnknownMasterKey.
-Operation = Callable[[store.Row], "envelope.Sealed | None"]
+#: Returns what replaces the envelope of a row, or None if nothing does. Raises CannotOpen
+#: and UnknownMasterKey.
+Operation = Callable[[store.Row], "envelope.Sealed | store.Rewrapped | None"]
 
 
 @dataclass(frozen=True)
@@ -269,15 +269,15 @@ async def rotate(
         batch_size = min(batch_size, _BATCH_SIZE_WITH_VALUES)
     report = Rotation(dry_run, primary=primary)
 
+    can_open = envelope.unwrap if wraps_only else envelope.unseal
+
     def prove(row: store.Row) -> None:
-        can_open = envelope.unseal if new_data_keys else envelope.unwrap
         can_open(ring, row.name, row.version, row)
 
-    def rewrite(row: store.Row) -> envelope.Sealed:
-        if new_data_keys:
-            return envelope.reseal(ring, row.name, row.version, row, row.version)
-        wrapped_key = envelope.rewrap(ring, row.name, row.version, row)
-        return envelope.Sealed(envelope.ENVELOPE_VERSION, primary, wrapped_key, None)
+    def rewrite(row: store.Row) -> envelope.Sealed | store.Rewrapped:
+        if wraps_only:
+            return primary, envelope.rewrap(ring, row.name, row.version, row)
+        return envelope.reseal(ring, row.name, row.version, row, row.version)
 
     def describe(versions: int) -> Change:
         detail = {"key_id": primary, "versions": versions}
@@ -398,7 +398,7 @@ def log_batch(
 @database.collector_paused()
 def rewritten(
     rows: Iterable[store.Row], operation: Operation
-) -> tuple[dict[int, envelope.Sealed], dict[int, Problem]]:
+) -> tuple[dict[int, envelope.Sealed | store.Rewrapped], dict[int, Problem]]:
     """The new envelopes of these rows, and the problems of the other rows, by their ids."""
     envelopes = {}
     problems = {}

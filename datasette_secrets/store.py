@@ -125,6 +125,10 @@ class LastUse(NamedTuple):
     version: object = None
 
 
+#: The ID of a master key, and a data key that it wraps.
+Rewrapped = tuple[str, bytes]
+
+
 class Held(NamedTuple):
     """How many versions hold a value, how many are destroyed, and the highest id."""
 
@@ -460,7 +464,10 @@ async def rows_with_ids(db: Database, ids: list[int]) -> list[Row]:
 
 @collector_paused()
 def replace_envelopes(
-    conn: sqlite3.Connection, envelopes: Mapping[int, Sealed], *, wraps_only: bool
+    conn: sqlite3.Connection,
+    envelopes: Mapping[int, Sealed | Rewrapped],
+    *,
+    wraps_only: bool,
 ) -> None:
     """Write new envelopes over those of the rows with these ids, and read them back.
 
@@ -468,21 +475,17 @@ def replace_envelopes(
     Raises DatabaseUnavailable unless each row holds what was written to it.
     """
     columns = _CELLS[1:3] if wraps_only else _CELLS
-    written = {
-        row_id: sealed[1:3] if wraps_only else tuple(sealed)
-        for row_id, sealed in envelopes.items()
-    }
     conn.executemany(
         f"update {TABLE} set {' = ?, '.join(columns)} = ? where id = ?",  # noqa: S608
-        [(*cells, row_id) for row_id, cells in written.items()],
+        [(*cells, row_id) for row_id, cells in envelopes.items()],
     )
     with tuple_cursor(conn) as cursor:
         stored = cursor.execute(
             f"""select id, {", ".join(columns).replace("encrypted", _ENCRYPTED)}
             from {TABLE} where {_IDS}""",  # noqa: S608
-            {"ids": json.dumps(list(written))},
+            {"ids": json.dumps(list(envelopes))},
         ).fetchall()
-    if {row[0]: row[1:] for row in stored} != written:
+    if {row[0]: row[1:] for row in stored} != envelopes:
         raise not_kept()
 
 

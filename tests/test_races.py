@@ -161,10 +161,10 @@ async def test_a_rotation_is_an_error_where_the_file_does_not_hold_what_was_writ
 ) -> None:
     ring = get_instance(rotating).settings.require_ring()
     with closing(sqlite3.connect(internal)) as conn:
-        envelopes = {
-            row.id: envelope.reseal(ring, row.name, 1, row, 1)
-            for row in store.rows_from(conn, 0, 10)
-        }
+        envelopes: dict[int, Any] = {}
+        for row in store.rows_from(conn, 0, 10):
+            sealed = envelope.reseal(ring, row.name, 1, row, 1)
+            envelopes[row.id] = sealed[1:3] if wraps_only else sealed
         conn.execute(
             "create temp trigger undo after update of encryption_key_name on "
             f"main.datasette_secrets when new.name = 'B' begin {undoes}; end"
