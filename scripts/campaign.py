@@ -116,7 +116,7 @@ def writes(campaign: Campaign) -> None:
     for mode in faults.MODES:
         stopped = 0
         for job, report in test_faults.reports(
-            campaign.shim, test_faults.jobs(mode, step)
+            campaign.shim, test_faults.jobs(mode, step), seconds=3600
         ):
             stopped += report["stopped"]
             for point, wrong in report["wrong"].items():

@@ -73,7 +73,9 @@ def fault_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def run_faults(shim: Path, jobs: Any) -> subprocess.CompletedProcess[str]:
+def run_faults(
+    shim: Path, jobs: Any, seconds: int = 300
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "support.faults"],
         cwd=HERE,
@@ -82,20 +84,20 @@ def run_faults(shim: Path, jobs: Any) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         check=False,
         env={**os.environ, "LD_PRELOAD": str(shim)},
-        timeout=300,
+        timeout=seconds,
     )
 
 
 Reports = list[tuple[dict[str, Any], dict[str, Any]]]
 
 
-def reports(shim: Path, jobs: list[dict[str, Any]]) -> Reports:
+def reports(shim: Path, jobs: list[dict[str, Any]], *, seconds: int = 300) -> Reports:
     """Run jobs, in as many processes as there are processors: each with its report."""
     processes = os.cpu_count() or 1
     shares = [jobs[number::processes] for number in range(processes)]
 
     def run(share: list[dict[str, Any]]) -> Reports:
-        done = run_faults(shim, share)
+        done = run_faults(shim, share, seconds)
         assert done.returncode == 0, done.stderr
         return list(zip(share, json.loads(done.stdout), strict=True))
 
