@@ -59,6 +59,22 @@ RUN_HERE = [
 ]
 FIRST = "The first key"
 YEARLY = "A new key every year"
+LEAKED = "A key has leaked"
+LOST = "A key is lost"
+#: What may still run after a command of a block has failed: it looks, or copies go on.
+HARMLESS = re.compile(
+    r"datasette secrets (status|verify|list|history|key-id)\b"
+    r"|sudo systemctl start litestream$"
+)
+#: The programs of the page that change something, or that tell whether to go on.
+PROGRAMS = """cp datasette gcloud litestream mkdir mktemp mv op rm scp sed shred sqlite3
+    ssh sudo touch vault"""
+#: Stands for any of these: is written down, does nothing, and fails if its turn has come.
+RECORDER = """\
+#!/usr/bin/env bash
+echo "${0##*/} $*" >> "$MACHINE/calls"
+[ "$(wc -l < "$MACHINE/calls")" -ne "$(cat "$MACHINE/failing")" ]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +120,36 @@ def steps(machine: Machine, heading: str) -> list[str]:
         )
     if heading == "Restore":
         commands = SECTIONS["Back up"] + commands
-    if heading == "A key is lost":
+    if heading == LOST:
         lost = key_id((machine.private / "master.key").read_text())
         machine.write(
             machine.private / "master.key", envelope.generate_master_key() + "\n"
         )
-        commands = [re.sub(r"KEY_ID=\w+", f"KEY_ID={lost}", each) for each in commands]
+        commands = [each.replace("KEY_ID=…", f"KEY_ID={lost}") for each in commands]
         # Either the key is found, or it is not: that has a test of its own.
-        commands = commands[:2]
+        commands = commands[:3]
     return commands
+
+
+def checked(blocks: list[str]) -> list[str]:
+    """The blocks, each of which has to work: `-e` overlooks what fails before a `&&`."""
+    return [f"{block}\ntest $? -eq 0" for block in blocks]
+
+
+def program(machine: Machine, name: str, script: str) -> None:
+    """Put a script in the place of a program of the machine."""
+    machine.write(machine.root / "bin" / name, script, 0o755)
+
+
+def restarted(machine: Machine) -> bool:
+    """Whether a server has been started since the machine was made."""
+    return (machine.root / "served").exists()
+
+
+def wrapped_by(machine: Machine) -> dict[str, int]:
+    """How many versions each key wraps."""
+    done = machine.run(PRELUDE, "datasette secrets status . --json", stop=False)
+    return {key["id"]: key["versions"] for key in json.loads(done.output)["keys"]}
 
 
 def problems(machine: Machine, keys: set[str], *, typed: str = "") -> list[str]:
@@ -132,7 +169,11 @@ def environment(heading: str) -> str:
     if heading not in FROM_THE_ENVIRONMENT:
         return ""
     lines = "\n".join(SECTIONS[heading]).splitlines()
-    found = [each for each in lines if re.match(r"export |[A-Z_]+=\$\(", each)]
+    found = [
+        each.removesuffix(" &&")
+        for each in lines
+        if re.match(r"export |[A-Z_]+=\$\(", each)
+    ]
     if heading == "1Password":
         found.append('datasette() { op run -- datasette "$@"; }')
     return "\n".join(found)
@@ -149,7 +190,7 @@ def test_a_section_works_as_written_and_can_be_pasted_twice(
 ) -> None:
     commands = steps(machine, heading)
     keys = machine.key_ids(machine.private, machine.safe)
-    done = machine.run(PRELUDE, *commands)
+    done = machine.run(PRELUDE, *checked(commands))
     assert done.code == 0, done.output
     keys |= machine.key_ids(machine.private, machine.safe)
     shell = environment(heading)
@@ -158,10 +199,131 @@ def test_a_section_works_as_written_and_can_be_pasted_twice(
     assert problems(machine, keys, typed=shell) == [], again.output
 
 
+@pytest.mark.parametrize("heading", [each for each in SECTIONS if SECTIONS[each]])
+def test_a_block_changes_nothing_more_once_one_of_its_commands_has_failed(
+    machine: Machine, heading: str
+) -> None:
+    for name in PROGRAMS.split():
+        program(machine, name, RECORDER)
+    machine.write(machine.root / "media" / "backup" / "internal-1.db", "a backup")
+    calls, failing = machine.root / "calls", machine.root / "failing"
+
+    def called(block: str, number: int) -> list[str]:
+        machine.write(calls, "")
+        machine.write(failing, f"{number}\n")
+        machine.run(PRELUDE, block, stop=False)
+        return calls.read_text().splitlines()
+
+    for block in SECTIONS[heading]:
+        for number, call in enumerate(called(block, 0), 1):
+            *_, failed = (done := called(block, number))[:number]
+            assert failed.split()[0] == call.split()[0]
+            after = [each for each in done[number:] if not HARMLESS.match(each)]
+            assert after == [], failed
+
+
+@pytest.mark.parametrize("heading", [YEARLY, LEAKED])
+def test_without_the_safe_place_no_new_key_is_made(
+    machine: Machine, heading: str
+) -> None:
+    before = wrapped_by(machine)
+    [key] = before
+    shutil.rmtree(machine.safe)
+    blocks = SECTIONS[heading] if heading == YEARLY else SECTIONS[heading][:2]
+    done = machine.run(PRELUDE, *blocks, stop=False)
+    assert machine.key_ids(machine.private) == {key}, done.output
+    assert wrapped_by(machine) == before
+    assert not restarted(machine)
+
+
+def test_a_new_key_that_cannot_be_copied_is_not_used(machine: Machine) -> None:
+    """The disk is gone between the two blocks."""
+    [make, use, _] = SECTIONS[YEARLY]
+    [old_key] = wrapped_by(machine)
+    assert machine.run(PRELUDE, make).code == 0
+    shutil.rmtree(machine.safe)
+    assert machine.run(PRELUDE, use).code
+    assert [count for count in wrapped_by(machine).values() if count] == [
+        wrapped_by(machine)[old_key]
+    ]
+    assert not restarted(machine)
+    machine.safe.mkdir()
+    machine.own(machine.safe)
+    done = machine.run(PRELUDE, *checked([use]))
+    assert done.code == 0, done.output
+    assert wrapped_by(machine)[old_key] == 0
+    assert restarted(machine)
+
+
+@pytest.mark.parametrize("heading", [YEARLY, LEAKED])
+def test_a_server_that_cannot_be_restarted_can_read_what_it_could(
+    machine: Machine, heading: str
+) -> None:
+    before = wrapped_by(machine)
+    sudo = machine.root / "bin" / "sudo"
+    allowed = sudo.read_text()
+    program(machine, "sudo", "#!/bin/sh\necho refused >&2\nexit 1\n")
+    [make, use, *_] = SECTIONS[heading]
+    done = machine.run(PRELUDE, make, use, stop=False)
+    assert "refused" in done.output
+    new_key = key_id((machine.private / "master.key").read_text())
+    assert wrapped_by(machine) == {new_key: 0, **before}
+    # In a second terminal, and then the lines below it.
+    program(machine, "sudo", allowed)
+    line = "sudo systemctl restart datasette"
+    done = machine.run(PRELUDE, line, use.partition(line)[2].strip(" &\n"))
+    assert done.code == 0, done.output
+    assert problems(machine, {*before, new_key}) == []
+
+
+def test_a_key_that_is_still_needed_is_missed_before_the_restart(
+    machine: Machine,
+) -> None:
+    [make, _, remove] = SECTIONS[YEARLY]
+    [old_key] = wrapped_by(machine)
+    done = machine.run(PRELUDE, make)
+    assert done.code == 0, done.output
+    done = machine.run(PRELUDE, remove, stop=False)
+    assert old_key in done.output
+    assert not restarted(machine)
+    [_, put, go_on, *_] = SECTIONS[LOST]
+    put = put.replace("KEY_ID=…", f"KEY_ID={old_key}")
+    done = machine.run(PRELUDE, *checked([put, go_on]))
+    assert done.code == 0, done.output
+    assert problems(machine, {old_key}) == []
+
+
+def test_the_blocks_for_a_lost_key_do_not_restart_before_the_key_is_found(
+    machine: Machine,
+) -> None:
+    machine.write(machine.private / "master.key", envelope.generate_master_key() + "\n")
+    before = machine.key_ids(machine.private)
+    done = machine.run(PRELUDE, *SECTIONS[LOST][:3], stop=False)
+    assert machine.key_ids(machine.private) == before
+    assert not restarted(machine), done.output
+
+
+@pytest.mark.parametrize("content", [None, "", "not a database"])
+def test_without_a_good_backup_nothing_is_stopped_or_moved(
+    machine: Machine, content: str | None
+) -> None:
+    if content is not None:
+        machine.write(machine.root / "media" / "backup" / "internal-1.db", content)
+    program(machine, "sudo", RECORDER)
+    machine.write(machine.root / "calls", "")
+    machine.write(machine.root / "failing", "0\n")
+    before = (machine.private / "internal.db").read_bytes()
+    done = machine.run(PRELUDE, *SECTIONS["Restore"], stop=False)
+    assert done.code
+    assert (machine.root / "calls").read_text() == ""
+    assert (machine.private / "internal.db").read_bytes() == before
+    assert problems(machine, machine.key_ids(machine.safe)) == []
+
+
 def test_the_first_key_takes_an_empty_folder(empty: Machine) -> None:
     assert list(empty.home.iterdir()) == []
     for _ in range(2):
-        done = empty.run(PRELUDE, *SECTIONS[FIRST])
+        done = empty.run(PRELUDE, *checked(SECTIONS[FIRST]))
         assert done.code == 0, done.output
     [key] = empty.key_ids(empty.private)
     assert empty.key_ids(empty.safe) == {key}
@@ -193,7 +355,7 @@ def test_a_block_killed_between_any_two_lines_can_be_pasted_again(
         step += 1
         machine = Machine(datasette, None if heading == FIRST else prepared)
         try:
-            block = SECTIONS[heading][0]
+            block = "\n".join(SECTIONS[heading][: 1 if heading == FIRST else 2])
             first = machine.run(PRELUDE, block, kill_before=step)
             killed = first.code == -9
             keys = machine.key_ids(machine.private, machine.safe)
@@ -213,11 +375,11 @@ def test_a_full_slot_is_used_up_before_another_key_is_made(machine: Machine) -> 
     forgotten = machine.run(PRELUDE, "datasette secrets new-key .")
     assert forgotten.code == 0, forgotten.output
     keys = machine.key_ids(machine.private, machine.safe)
-    [block, *_] = SECTIONS[YEARLY]
-    first = machine.run(PRELUDE, block, stop=False)
+    [make, use, _] = SECTIONS[YEARLY]
+    first = machine.run(PRELUDE, make, use, stop=False)
     assert first.code == 0, first.output
     assert machine.key_ids(machine.private) == keys
-    second = machine.run(PRELUDE, block)
+    second = machine.run(PRELUDE, *checked([make, use]))
     assert second.code == 0, second.output
     assert len(machine.key_ids(machine.private)) == 3
     assert problems(machine, keys) == []
@@ -230,8 +392,9 @@ def test_a_lost_key_that_is_gone_for_good_leaves_names_and_takes_new_values(
     shutil.rmtree(machine.safe)
     machine.safe.mkdir()
     machine.own(machine.safe)
-    looking, _, for_good = SECTIONS["A key is lost"]
-    done = machine.run(PRELUDE, looking, for_good, stop=False)
+    looking, _, _, new_key, new_value, restart = SECTIONS[LOST]
+    done = machine.run(PRELUDE, looking, new_key, new_value, restart, stop=False)
+    assert not restarted(machine)
     listed = machine.run(PRELUDE, "datasette secrets list . --json")
     states = {
         each["name"]: each["state"] for each in json.loads(listed.output)["secrets"]
@@ -243,8 +406,10 @@ def test_a_lost_key_that_is_gone_for_good_leaves_names_and_takes_new_values(
         PRELUDE,
         "datasette secrets destroy OTHER . --version 1 --yes",
         "datasette secrets verify .",
+        *checked([restart]),
     )
     assert done.code == 0, done.output
+    assert restarted(machine)
     assert machine.exposed() == []
 
 
@@ -252,15 +417,17 @@ def test_a_restored_backup_that_needs_the_old_key_takes_it_from_the_safe_place(
     machine: Machine,
 ) -> None:
     old_key = key_id((machine.private / "master.key").read_text())
-    done = machine.run(PRELUDE, *SECTIONS["Back up"], *SECTIONS[YEARLY])
+    done = machine.run(PRELUDE, *checked(SECTIONS["Back up"] + SECTIONS[YEARLY]))
     assert done.code == 0, done.output
-    restore = "\n".join(SECTIONS["Restore"])
-    done = machine.run(PRELUDE, restore, stop=False)
+    before = (machine.private / "internal.db").read_bytes()
+    done = machine.run(PRELUDE, *SECTIONS["Restore"], stop=False)
     assert old_key in done.output
-    _, found, _ = SECTIONS["A key is lost"]
-    found = re.sub(r"KEY_ID=\w+", f"KEY_ID={old_key}", found)
-    done = machine.run(PRELUDE, found)
+    assert (machine.private / "internal.db").read_bytes() == before
+    _, put, *_ = SECTIONS[LOST]
+    put = put.replace("KEY_ID=…", f"KEY_ID={old_key}")
+    done = machine.run(PRELUDE, *checked([put, *SECTIONS["Restore"]]))
     assert done.code == 0, done.output
+    assert (machine.private / "internal.db").read_bytes() != before
     assert problems(machine, {old_key}) == []
 
 
