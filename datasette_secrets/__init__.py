@@ -143,7 +143,7 @@ def write_wrapper(datasette: Datasette, database: str, request: Any) -> Any:
 
 @hookimpl
 def register_events() -> Any:
-    """An event for every change."""
+    """Events for changes of values and keys."""
     from .events import EVENTS
 
     return EVENTS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 PLUGIN = "datasette-secrets"
 ENV_PREFIX = "DATASETTE_SECRETS_"
 ENV_KEY = "DATASETTE_SECRETS_ENCRYPTION_KEY"
-HOW_TO_MAKE_A_KEY = "Make one with 'datasette secrets generate-encryption-key'"
+HOW_TO_MAKE_A_KEY = "Make a master key with 'datasette secrets generate-encryption-key'"
 _KNOWN_OPTIONS = ("encryption-key", "encryption_key", "database")
 _ALWAYS_RESERVED = frozenset({"ENCRYPTION_KEY", "OLD_ENCRYPTION_KEY"})
 
@@ -105,7 +106,8 @@ def _warnings(
             yield (
                 "weak-key",
                 f"{source} is one byte repeated, so anybody can guess it. "
-                f"{HOW_TO_MAKE_A_KEY}, put it first and run 'datasette secrets rotate-key'",
+                f"{HOW_TO_MAKE_A_KEY}, put it first, restart every server, and run "
+                "'datasette secrets rotate-key'",
             )
         if any(map(key.appears_in, sys.argv)):
             yield (
@@ -117,8 +119,8 @@ def _warnings(
         if path is not None and is_readable_by_others(path):
             yield (
                 "key-file-mode",
-                f"the key file {_named(path)} can be read by every user of this machine. "
-                "Run chmod o-r on it",
+                f"every user of this machine can read the key file {_named(path)}: run "
+                f"chmod o= {shlex.quote(_named(path))}",
             )
 
 
@@ -261,7 +263,7 @@ def _read_keys(key_option: Any) -> dict[str, MasterKey]:
         except InvalidMasterKey as error:
             raise InvalidMasterKey(
                 f"{PLUGIN}: {source} is not a master key, {error}. Remove any surrounding "
-                f"text, or create a new key: {HOW_TO_MAKE_A_KEY}"
+                "text, or make a new key with 'datasette secrets generate-encryption-key'"
             ) from None
         same = next((known for known in keys if keys[known].id == key.id), None)
         if same is None:

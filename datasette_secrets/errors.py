@@ -42,7 +42,8 @@ class UnknownMasterKey(SecretsError):
         self.key_id = key_id
         super().__init__(
             f"{name} version {version} is wrapped by master key {key_id}, "
-            "which is not configured: add it to encryption-key"
+            "which is not configured: add it to encryption-key, or restart the server if "
+            "it is already there"
         )
 
 

@@ -172,8 +172,9 @@ def _missing_keys(census: rotation.Census) -> list[Remark]:
         if envelope.is_key_id(key_id):
             messages.append(
                 f"{_needing(census.counts[key_id])} master key {key_id}, which is not "
-                "configured: add it to encryption-key, or run 'datasette secrets verify' "
-                "for another way out"
+                "configured: add it to encryption-key, or restart the server if it is "
+                'already there. If the key is lost, see "A key is lost" in the operations '
+                "guide"
             )
         else:
             damaged += census.counts[key_id]
@@ -264,15 +265,14 @@ def about_slots(census: rotation.Census) -> list[Remark]:
     for key_id in census.ring[1:]:
         if count := census.counts.get(key_id, 0):
             message = (
-                f"{_needing(count, 'still ')} the old master key {key_id}: run "
-                "'datasette secrets rotate-key'"
+                f"{_needing(count, 'still ')} the old master key {key_id}: restart "
+                "every server, then run 'datasette secrets rotate-key'"
             )
             remarks.append(Remark("old-key-needed", message))
     for key_id in census.removable:
         message = (
             f"master key {key_id} is no longer used: once every server has restarted with "
-            "the new key listed first, keep it for backups and remove it from the "
-            "configuration"
+            "the new key listed first, keep a copy for backups and empty its file or entry"
         )
         remarks.append(Remark("old-key-unneeded", message))
     return remarks

@@ -200,7 +200,7 @@ def _foreign_entry(conn: sqlite3.Connection, entry: _Entry) -> Finding:
     if type_ in ("index", "trigger", "view"):
         remedy = f"remove it: {_sqlite3(conn, f'drop {type_} {_quoted(name)}')}"
     elif type_ == "table":
-        remedy = f"it can show the rows of {TABLE}, so make it again without that name"
+        remedy = f"it can show the rows of {TABLE}, so recreate it under another name"
     else:
         remedy = "it cannot be dropped, so restore the database from a backup"
     message += " and can hide, undo, forge or copy what is stored"
@@ -304,7 +304,7 @@ def _missing(
         if name == INDEX:
             harm = "a read can miss the newest version"
         message = f"The {kind} {name} is missing, so that {harm}"
-        yield Finding(DAMAGED, message, "restart Datasette, which makes it again")
+        yield Finding(DAMAGED, message, "restart Datasette, which recreates it")
 
 
 def _twins(conn: sqlite3.Connection) -> list[str]:

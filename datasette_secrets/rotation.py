@@ -67,12 +67,12 @@ class Problem:
         elif isinstance(error, CannotUpgrade) and not error.is_too_large:
             remedy = (
                 "add its key to encryption-key and run 'datasette secrets upgrade' again, "
-                f"or give the version up: {remedy}"
+                f"or, if the key is lost, destroy the version: {remedy}"
             )
         elif isinstance(error, UnknownMasterKey):
             remedy = (
-                f"add key {error.key_id} to encryption-key, or give the version up: "
-                f"{remedy}"
+                f"add key {error.key_id} to encryption-key, or, if the key is lost, "
+                f"destroy the version: {remedy}"
             )
         return cls(name, version, error.code, str(error), remedy)
 

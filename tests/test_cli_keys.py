@@ -56,7 +56,7 @@ def test_rotation_says_where_what_and_what_next(old: Console) -> None:
         f"  {NEW_ID}  primary, entry 1 of encryption-key: wraps 5 versions",
         f"  {OLD_ID}  configured, entry 2 of encryption-key: wraps 0 versions",
         f"master key {OLD_ID} is no longer used: once every server has restarted with the "
-        "new key listed first, keep it for backups and remove it from the configuration",
+        "new key listed first, keep a copy for backups and empty its file or entry",
     ]
     assert values(old) == before
     assert keys_of_rows(old) == {NEW_ID}
@@ -188,16 +188,17 @@ def test_status_in_json_has_a_documented_shape(old: Console) -> None:
             {
                 "code": "unknown-master-key",
                 "message": f"4 versions need master key {OLD_ID}, which is not "
-                "configured: add it to encryption-key, or run 'datasette secrets verify' "
-                "for another way out",
+                "configured: add it to encryption-key, or restart the server if it is "
+                'already there. If the key is lost, see "A key is lost" in the operations '
+                "guide",
             }
         ],
         "warnings": [
             {
                 "code": "old-key-unneeded",
                 "message": f"master key {OTHER_ID} is no longer used: once every server "
-                "has restarted with the new key listed first, keep it for backups and "
-                "remove it from the configuration",
+                "has restarted with the new key listed first, keep a copy for backups and "
+                "empty its file or entry",
             }
         ],
     }

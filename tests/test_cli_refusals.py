@@ -149,6 +149,10 @@ def test_create_makes_no_folder(console: Console) -> None:
     console.options[-1] = str(console.folder / "missing" / "internal.db")
     said = console.refused("set", "A", "--create", input="1", code=2)
     assert "in a folder that does not exist" in said
+    assert "add --create" not in said
+    console.options[-1] = str(console.folder / "internal.database")
+    said = console.refused("set", "A", "--create", input="1", code=2)
+    assert "must end in .db, .sqlite or .sqlite3" in said
     console.options[-1] = str(console.folder)
     assert "names a folder" in console.refused("set", "A", "--create", code=2)
 

@@ -133,7 +133,7 @@ def test_the_environment_counts_first_and_a_version_never_comes_from_it(
 
 def test_an_older_and_a_deleted_version_can_be_printed(filled: Console) -> None:
     filled.ok("delete", "OPENAI", "--yes")
-    assert "it is not set" in filled.refused("get", "OPENAI")
+    assert "it was deleted" in filled.refused("get", "OPENAI")
     assert filled.ok("get", "OPENAI", "--version", "2") == "OPENAI value 2\n"
 
 
@@ -396,7 +396,7 @@ def test_a_env_file_is_read_as_dotenv_reads_it(
         (b"A=1\nB=\xff", "Line 2 cannot be stored: it is not valid UTF-8"),
         ("A=1\nENCRYPTION_KEY=sk-x\n", "Line 2: ENCRYPTION_KEY is reserved"),
         ("A=1\nDATASETTE_SECRETS_ENCRYPTION_KEY=sk-x\n", "is reserved"),
-        ("A=1\nOTHER=A-MASTER-KEY\n", "Line 2 holds a master key"),
+        ("A=1\nOTHER=A-MASTER-KEY\n", "Line 2 contains a master key"),
     ],
 )
 def test_one_wrong_line_refuses_the_whole_file_and_is_not_repeated(
@@ -428,7 +428,7 @@ def test_skip_existing_leaves_what_is_stored_even_if_it_is_deleted(
     result = filled.run("import", "-", "--skip-existing", input=lines)
     assert result.stdout == "Stored NEW version 1\n"
     assert filled.ok("get", "OPENAI") == "OPENAI value 2\n"
-    assert "not set" in filled.refused("get", "WEATHER")
+    assert "it was deleted" in filled.refused("get", "WEATHER")
 
 
 def test_a_dry_run_says_what_an_import_would_do_and_does_not(filled: Console) -> None:
@@ -465,7 +465,7 @@ def test_a_deleted_secret_reads_as_not_set_until_it_is_restored(
 ) -> None:
     assert filled.ok("delete", "OPENAI", "--yes") == "Deleted OPENAI, at version 2\n"
     said = filled.refused("get", "OPENAI")
-    assert "not set: it was deleted" in said
+    assert "OPENAI: it was deleted. Restore it with 'datasette secrets" in said
     assert f"datasette secrets restore OPENAI {shlex.join(filled.options)}" in said
     assert filled.ok("restore", "OPENAI", "--yes") == "Restored OPENAI version 2\n"
     assert filled.ok("get", "OPENAI") == "OPENAI value 2\n"
@@ -498,6 +498,7 @@ def test_several_versions_are_destroyed_together_or_not_at_all(
     assert filled.ok("get", "OPENAI", "--version", "1") == "OPENAI value 1\n"
     assert filled.ok(*arguments, "2", "--yes") == "Destroyed 2 versions of OPENAI\n"
     assert "was destroyed" in filled.refused("restore", "OPENAI", "--yes")
+    assert "newest version was destroyed" in filled.refused("get", "OPENAI")
 
 
 @pytest.mark.parametrize(

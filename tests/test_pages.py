@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import sqlite3
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from conftest import MakeDatasette
 from cryptography.fernet import Fernet
 from datasette.app import Datasette
+from support.documents import read
 from support.visitor import Visitor, plugin
 
 from datasette_secrets import Secret, delete_secret, get_secret, set_secret
@@ -395,6 +397,8 @@ async def test_whoever_saves_second_is_told_who_was_first(
                 late.text,
             )
             assert (VALUE in late.text) is False
+            way_out = "enter the value again, and save" if fields["secret"] else "then"
+            assert f"Review it, {way_out}" in late.text
             assert 'name="expected_version" value="2"' in late.text
     assert await get_secret(datasette, "KEY") == "second"
 
@@ -515,7 +519,7 @@ ACTIONS: dict[str, tuple[dict[str, Any], str, str | None]] = {
         "Secret KEY rolled back to version 1, as version 3",
         "one",
     ),
-    "destroy": ({"version": ["1", "2"]}, "Versions 1, 2 of KEY destroyed", None),
+    "destroy": ({"version": ["1", "2"]}, "Versions 1 and 2 of KEY destroyed", None),
 }
 
 
@@ -548,6 +552,13 @@ async def test_what_cannot_be_restored_or_deleted_again_is_not_promised(
     await destroy_versions(datasette, "KEY", [1])
     page = await visitor.get("/KEY/-/restore")
     assert "nothing to restore: the value of version 1 was destroyed" in page.text
+    for action, why in {
+        "delete": "nothing to delete: the value of version 1 was destroyed",
+        "destroy": "All versions of KEY are already destroyed",
+    }.items():
+        page = (await visitor.get(f"/KEY/-/{action}")).text
+        assert why in page and "core secrets-form" not in page
+        assert "You can restore it" not in page
 
 
 async def test_saving_neither_a_value_nor_another_note_changes_nothing(
@@ -773,7 +784,9 @@ async def test_older_keys_are_shown_and_re_wrapped(
     done = await visitor.post("/-/rotate")
     [message] = await visitor.messages(done)
     assert message.startswith("1 version re-encrypted with master key ")
+    assert message.endswith("keep a copy for backups and empty its file or entry")
     after = (await visitor.get()).text
+    assert "keep a copy of the older key for backups and empty its file" in after
     assert "No longer used" in after and "/-/secrets/-/rotate" not in after
     assert await get_secret(visitor.datasette, "KEY") == VALUE
 
@@ -858,6 +871,10 @@ async def test_without_a_key_the_pages_say_how_to_make_one(
         page = await visitor.get(path)
         assert page.status_code == 200
         assert "datasette secrets generate-encryption-key" in page.text
+        notice = re.findall(r'secrets-notice".*?</section>', page.text, re.S)[0]
+        commands = re.findall(r"<pre.*?<code>(.*?)</code>", notice, re.S)
+        readme = read("README.md")
+        assert [html.unescape(each) in readme for each in commands] == [True] * 3
         assert "<textarea" not in page.text
     refused = await visitor.post("/EXAMPLE_SECRET", secret=VALUE)
     assert refused.status_code == 400
@@ -979,7 +996,9 @@ async def test_an_unexpected_failure_shows_nothing_of_itself(
     assert (page.status_code, body.status_code) == (500, 500)
     assert body.json()["error"] == "Something went wrong. See the server's log"
     written = "".join(capfd.readouterr())
-    assert "datasette-secrets: ValueError in a page" in written
+    assert (
+        "datasette-secrets: unexpected ValueError while answering a request" in written
+    )
     for text in (page.text, body.text, written):
         assert (VALUE in text) is False
 

@@ -155,7 +155,9 @@ async def test_the_last_use_says_which_version_was_used(
     await get_secret(datasette, "KEY", "bob")
     await set_secret(datasette, "KEY", "two")
     told = last_used(await visitor.get("/KEY"))
-    assert told.startswith("not yet used; version 1 just now") and told.endswith("bob")
+    assert told.startswith(
+        "not yet used; version 1 was used just now"
+    ) and told.endswith("bob")
     monkeypatch.setenv("DATASETTE_SECRETS_KEY", VALUE)
     assert last_used(await visitor.get("/KEY")) == "not tracked"
 

@@ -260,8 +260,8 @@ async def test_a_problem_says_what_is_wrong_and_which_command_deals_with_it(
     }
     assert found["A"].remedy == "datasette secrets destroy A --version 1"
     assert found["B"].remedy == (
-        "add key 0123456789abcdef to encryption-key, or give the version up: "
-        "datasette secrets destroy B --version 1"
+        "add key 0123456789abcdef to encryption-key, or, if the key is lost, destroy "
+        "the version: datasette secrets destroy B --version 1"
     )
     assert found["OLD"].remedy == "datasette secrets upgrade"
     for name, problem in found.items():
@@ -271,8 +271,8 @@ async def test_a_problem_says_what_is_wrong_and_which_command_deals_with_it(
     assert (problem.name, problem.code) == ("OLD", "cannot-upgrade")
     assert problem.message.startswith("OLD version 1 ")
     assert problem.remedy == (
-        "add its key to encryption-key and run 'datasette secrets upgrade' again, or "
-        "give the version up: datasette secrets destroy OLD --version 1"
+        "add its key to encryption-key and run 'datasette secrets upgrade' again, or, "
+        "if the key is lost, destroy the version: datasette secrets destroy OLD --version 1"
     )
 
 

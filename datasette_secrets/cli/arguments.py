@@ -46,7 +46,7 @@ def discreet(
         return error
     if isinstance(error, click.BadParameter) and error.param is not None:
         is_file = isinstance(error.param.type, (click.Path, click.File))
-        reason = "it does not exist or cannot be read" if is_file else "it does not fit"
+        reason = "it does not exist or cannot be read" if is_file else "it is not valid"
         return Refused(reason, ctx, error.param)
     if isinstance(error, click.NoSuchOption):
         otherwise = "No such option"
@@ -96,7 +96,7 @@ class Command(click.Command):
 
 def secret_name(text: str) -> str:
     if not text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise Refused("a name is text in UTF-8")
+        raise Refused("a name must be valid UTF-8 text")
     return text
 
 
@@ -112,7 +112,7 @@ def date(text: str) -> str:
             return text
     except ValueError:
         pass
-    raise Refused("a date is YYYY-MM-DD, and one that exists")
+    raise Refused("a date must be valid, and written as YYYY-MM-DD")
 
 
 def date_or_never(text: str) -> str:

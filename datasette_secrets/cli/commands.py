@@ -63,8 +63,8 @@ async def log(
 ) -> None:
     """Show who changed what, newest first
 
-    Every change is one entry, and so is every value that "get" printed. The log is a
-    record, not evidence: whoever can write to the database can edit it.
+    Every change is one entry, and so is every stored value that "get" printed. Anyone who
+    can write to the database can edit the log.
     """
     db = get_instance(datasette).db
     entries = await changes.entries(db, name=only, limit=limit)
@@ -87,16 +87,19 @@ async def get(
     """Print the value of a secret, and a newline
 
     You get what a plugin would get: the environment variable of this shell if it is set,
-    or else the newest version. It is recorded as a use and logged.
+    or else the newest version. A stored value that is printed is recorded as a use and
+    logged.
     """
     failure = f"No value of {printable(name)}"
     if version is None:
         state = await listing.secret_state(datasette, name)
         if state.state == "deleted":
             raise click.ClickException(
-                f"{failure}: it is not set: it was deleted. To undo that: datasette "
-                f"secrets restore {printable(name)}"
+                f"{failure}: it was deleted. Restore it with 'datasette secrets restore "
+                f"{printable(name)}'"
             )
+        if state.state == "destroyed":
+            raise click.ClickException(f"{failure}: its newest version was destroyed")
         if state.source is None:
             raise click.ClickException(f"{failure}: it is not set")
         # The version is settled now, so that the one in the log is the one printed.

@@ -185,7 +185,7 @@ def _parse(binding: Binding, is_master_key: Callable[[str], bool]) -> Plaintext 
     if binding.value is None:
         raise InvalidSecret("has no '='")
     if is_master_key(binding.value):
-        raise InvalidSecret("holds a master key, which is no secret to store")
+        raise InvalidSecret("contains a master key, which must not be stored")
     if _is_start_of_pem(binding.value):
         raise InvalidSecret(
             "cannot be stored: it is the first of several lines. Put them in quotes"

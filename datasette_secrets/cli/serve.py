@@ -158,7 +158,9 @@ class DatabaseCommand(Command):
         if ":memory:" in (options["internal"] or ""):
             _refuse_temporary()
         if options["internal"]:
-            way_out = "check the path" + ", or add --create" * self._creates
+            way_out = "check the path" + ", or add --create" * (
+                self._creates and not create
+            )
             self._require_file("--internal", options["internal"], create, way_out)
         for file in options.get("files") or ():
             self._require_file("FILES", file, create, self._missing)
@@ -190,6 +192,8 @@ class DatabaseCommand(Command):
             problem = "names a folder, not a database"
         elif not os.path.exists(path) and not (create and is_database):
             problem = "names a file that does not exist"
+            if create and option == "--internal":
+                way_out = "a new database must end in .db, .sqlite or .sqlite3"
         elif not Path(path).absolute().parent.is_dir():
             problem = "names a file in a folder that does not exist"
         if problem:

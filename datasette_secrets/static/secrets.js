@@ -73,7 +73,7 @@
       if (/^[A-Z][A-Z0-9]*(_[A-Z0-9]+)+$/u.test(text)) {
         return "This looks like the name of a secret. Enter its value.";
       }
-      if (pattern && !pattern.test(text)) return "This does not look like the usual values.";
+      if (pattern && !pattern.test(text)) return "This does not look like a typical value.";
       return "";
     };
     const say = () => {

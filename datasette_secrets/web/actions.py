@@ -62,7 +62,7 @@ async def _destroy(visit: Visit) -> Done:
     )
     done = _done(
         visit,
-        f"{present.enumerate_versions(versions).capitalize()} of {visit.name} destroyed",
+        f"{present.enumerate_versions(sorted(versions)).capitalize()} of {visit.name} destroyed",
         versions=versions,
         destroyed=destroyed,
         remains=cleaned.remains,
@@ -74,12 +74,11 @@ async def _test(visit: Visit) -> Done:
     result = await checks.check_stored(
         visit.datasette, visit.name, actor_id=visit.actor_id
     )
-    return _done(
-        visit,
-        f"{visit.name} was tested. {describe(result)}",
-        outcome=result.outcome,
-        message=result.message,
-    )
+    said = f"{visit.name} was tested. {describe(result)}"
+    if result.outcome == "unknown":
+        why = f": {result.message}" if result.message else ""
+        said = f"{visit.name} could not be tested{why}"
+    return _done(visit, said, outcome=result.outcome, message=result.message)
 
 
 async def _confirm(action: str, visit: Visit) -> Response:

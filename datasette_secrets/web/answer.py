@@ -189,15 +189,18 @@ async def _explain_conflict(visit: Visit, error: VersionConflict) -> str:
         done, edited = "changed the note or the date", "it"
     elif not error.expected:
         edited = "a new secret"
+    then = "then try again"
+    if visit.sent.is_form and visit.sent.has_value:  # the form comes back without it
+        then = "enter the value again, and save"
     return (
-        f"Nothing was changed: {who.get(by or '', by or 'somebody unknown')} {done} of "
-        f"{error.name} at {error.updated_at} UTC while you were editing {edited}. Review "
-        "it, then try again"
+        f"Nothing was changed: {who.get(by or '', by or 'somebody')} {done} of {error.name} at "
+        f"{error.updated_at} UTC while you were editing {edited}. Review it, {then}"
     )
 
 
 def _report(error: Exception) -> None:
-    print(f"{config.PLUGIN}: {type(error).__name__} in a page", file=sys.stderr)
+    said = f"unexpected {type(error).__name__} while answering a request"
+    print(f"{config.PLUGIN}: {said}", file=sys.stderr)
 
 
 async def page(

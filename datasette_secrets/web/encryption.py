@@ -8,7 +8,7 @@ from datasette.utils.asgi import Response
 
 from .. import health, rotation, serialize, store, upgrade
 from ..errors import MissingExtra
-from .answer import Done, form, page
+from .answer import Done, as_sentence, form, page
 from .request import Refused, Visit
 
 #: A page rotates or upgrades so many versions while somebody waits for it.
@@ -32,6 +32,9 @@ async def _rotate(visit: Visit) -> Done:
         sentence = "Nothing was changed, because some versions cannot be rotated: "
         raise Refused(409, sentence + _problems(report.problems))
     done = f"re-encrypted with master key {report.primary}"
+    for remark in health.about_slots(report.census)[:3]:
+        if remark.code == "old-key-unneeded":
+            done += f". {as_sentence(remark.message)}".rstrip(".")
     content = {"primary": report.primary, "rewrapped": report.changed}
     return _done(visit, report, done, content)
 

@@ -51,10 +51,11 @@ _NUMBERS_MAX = 10
 
 
 def enumerate_versions(versions: Sequence[object]) -> str:
-    """`version 1`, `versions 1, 2`, or of many `37 versions`."""
+    """`version 1`, `versions 1, 2 and 3`, or of many `37 versions`."""
     if len(versions) > _NUMBERS_MAX:
         return f"{len(versions):,} versions"
-    return f"version{'s' * (len(versions) > 1)} {', '.join(map(str, versions))}"
+    *first, last = map(str, versions or ("",))
+    return f"versions {', '.join(first)} and {last}" if first else f"version {last}"
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Presenter:
     outcomes: ClassVar[dict[str, str]] = {
         "works": "Works",
         "rejected": "Rejected",
-        "unknown": "Could not tell",
+        "unknown": "Could not be tested",
     }
 
     def url(self, name: str, action: str = "") -> str:
