@@ -158,8 +158,9 @@ def _replace(one: _KeyFile, two: _KeyFile, how: str) -> Replaced:
 def _resolved(paths: Sequence[str | None]) -> tuple[str, str]:
     if len(paths) < 2 or paths[0] is None or paths[1] is None:
         raise NotConfigured(
-            "new-key needs two files as the first entries of encryption-key: "
-            "'- $file: master.key' and '- $file: old-master.key'"
+            "new-key needs two files as the first entries of encryption-key, such as "
+            "'- $file: master.key' and '- $file: old-master.key'. Make an empty second "
+            "file, and list it second"
         )
     first, second = os.path.realpath(paths[0]), os.path.realpath(paths[1])
     if first == second or (os.path.exists(second) and os.path.samefile(first, second)):
@@ -181,7 +182,7 @@ def _check(one: _KeyFile, two: _KeyFile, how: str, needed: Collection[str]) -> N
         )
     if how == "swap" and two.key_id in ("", one.key_id):
         raise NotConfigured(
-            f"{two.path} holds no new key: put one there with 'datasette secrets new-key "
+            f"{two.path} has no new key. Put one there with 'datasette secrets new-key "
             "--second', and restart every server"
         )
 
@@ -291,7 +292,7 @@ def _explained(path: str, verb: str = "replaced") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or "it is unknown why"
+        reason = error.strerror or "unknown reason"
         raise NotConfigured(f"{path} cannot be {verb}: {reason}") from None
 
 
@@ -311,6 +312,7 @@ def _locked(folders: Collection[str]) -> Iterator[None]:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     raise NotConfigured(
-                        f"Nothing was changed: another new-key is at work in {folder}"
+                        "Nothing was changed: another new-key command is running in "
+                        f"{folder}"
                     ) from None
         yield

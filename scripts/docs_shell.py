@@ -27,18 +27,18 @@ cat > datasette.yaml <<'END'
 plugins:
   datasette-secrets:
     encryption-key:
-    {}
+    - $file: master.key
+    - $file: old-master.key
 END"""
 #: What is typed at the prompts of `set`.
 VALUE = "sk-proj-1234"
 COMMANDS = (
-    f"(umask 077; set -C; {KEY} > key-1.txt)",
-    CONFIG.format("- $file: key-1.txt"),
+    f"(umask 077; set -C; {KEY} > master.key; touch old-master.key)",
+    CONFIG,
     f"datasette secrets set OPENAI_API_KEY {OPTIONS} --create",
     f"datasette secrets list {OPTIONS}",
     f"datasette secrets get OPENAI_API_KEY {OPTIONS}",
-    f"(umask 077; set -C; {KEY} > key-2.txt)",
-    CONFIG.format("- $file: key-2.txt\n    - $file: key-1.txt"),
+    f"datasette secrets new-key {OPTIONS}",
     f"datasette secrets rotate-key {OPTIONS}",
     f"datasette secrets verify {OPTIONS}",
 )

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shlex
 import socket
 import subprocess
 import sys
@@ -29,13 +30,15 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / ".run"
 HOST = "127.0.0.1"
 DATASETTE = [sys.executable, "-m", "datasette"]
+PLUGINS = ROOT / "scripts" / "example_plugin"
 
 # Paths in it are relative to .run, where the server is started.
 CONFIG = """\
 plugins:
   datasette-secrets:
     encryption-key:  # newest first
-      - $file: encryption-key.txt
+      - $file: master.key
+      - $file: old-master.key
 """
 
 
@@ -71,7 +74,8 @@ def prepare() -> None:
     RUN.mkdir(mode=0o700, exist_ok=True)
     RUN.chmod(0o700)
     write_once("datasette.yaml", lambda: CONFIG)
-    write_once("encryption-key.txt", generate_encryption_key)
+    write_once("master.key", generate_encryption_key)
+    write_once("old-master.key", str)  # empty until new-key moves the first key there
     # Signs cookies: kept, so that a restart signs nobody out.
     write_once("cookie-secret.txt", lambda: secrets.token_hex(32))
 
@@ -119,13 +123,29 @@ def serve(port: int) -> None:
     datasette = Datasette(
         config=parse_metadata(Path("datasette.yaml").read_text("utf-8")),
         internal="internal.db",
-        plugins_dir=str(ROOT / "scripts" / "example_plugin"),
+        plugins_dir=str(PLUGINS),
         secret=Path("cookie-secret.txt").read_text("utf-8"),
     )
     datasette.root_enabled = True
     link = f"http://{HOST}:{port}/-/sign-in?token={sign_in.token}"
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve_until_interrupted(datasette, port, link))
+
+
+def shell_commands() -> str:
+    """What to type in another terminal, to use the shell on this instance."""
+    datasette = Path(sys.executable).with_name("datasette")
+    options = "-c datasette.yaml --internal internal.db"
+    program, plugins = (
+        shlex.quote(
+            os.path.relpath(path, RUN) if path.is_relative_to(ROOT) else str(path)
+        )
+        for path in (datasette, PLUGINS)
+    )
+    return (
+        f"  cd {shlex.quote(str(RUN))}\n"
+        f"  {program} secrets list {options} --plugins-dir {plugins}\n"
+    )
 
 
 async def serve_until_interrupted(datasette: Datasette, port: int, link: str) -> None:
@@ -139,7 +159,8 @@ async def serve_until_interrupted(datasette: Datasette, port: int, link: str) ->
         listener.listen()  # a browser that comes before the server is ready has to wait
         print(
             f"The example plugin: http://{HOST}:{port}/-/weather\n"
-            "Ctrl-C stops the server. Sign in and manage secrets:\n" + link,
+            f"The shell, in another terminal:\n{shell_commands()}"
+            f"Ctrl-C stops the server. Sign in and manage secrets:\n{link}",
             flush=True,
         )
         server = uvicorn.Server(uvicorn.Config(datasette.app(), log_level="warning"))

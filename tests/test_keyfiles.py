@@ -73,8 +73,8 @@ def test_the_current_key_moves_to_the_second_file_and_a_new_one_becomes_first(
     said = ring.ok("new-key")
     new, second = ring.ids()
     assert (second, new != old) == (old, True)
-    assert new in said
-    assert old in said
+    assert f"New key, primary: {new}, in {ring.first}\n" in said
+    assert f"Old key: {old}, in {ring.second}\n" in said
     assert ring.first.read_text() not in said
     assert (mode(ring.first), mode(ring.second)) == (0o600, 0o600)
     assert sorted(os.listdir(ring.folder)) == [
@@ -99,11 +99,14 @@ def test_the_next_commands_can_be_pasted(ring: Ring) -> None:
 
 def test_with_several_servers_it_takes_two_steps(ring: Ring) -> None:
     old = key_id(ring.key)
-    assert "new-key --swap" in ring.ok("new-key", "--second")
+    said = ring.ok("new-key", "--second")
+    assert "new-key --swap" in said
     first, new = ring.ids()
     assert first == old
     assert new not in ("", old)
-    ring.ok("new-key", "--swap")
+    assert f"Primary key: {old}, in" in said
+    assert f"New key, not used yet: {new}, in" in said
+    assert f"Primary key: {new}, in" in ring.ok("new-key", "--swap")
     assert ring.ids() == [new, old]
     ring.ok("rotate-key")
     assert ring.value("A") == "A value 2"
@@ -177,7 +180,9 @@ def test_a_ring_that_is_not_in_files_is_refused(ring: Ring) -> None:
         ({"$file": str(ring.first)}, {"$env": "OLD"}),
     ):
         ring.configure(*keys)
-        assert "two files" in ring.unchanged()
+        said = ring.unchanged()
+        assert "two files" in said
+        assert "empty second file" in said
 
 
 def test_two_entries_that_are_one_file_are_refused(ring: Ring) -> None:

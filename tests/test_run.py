@@ -117,6 +117,41 @@ def test_the_last_line_is_a_link_that_signs_in_and_leads_to_the_list(
         assert "WEATHER_API_KEY" in answer.read().decode()
 
 
+def test_the_commands_that_it_prints_use_the_shell_on_the_same_instance(
+    server: Run, folder: Path
+) -> None:
+    server.link()
+    lines = server.shown.partition("in another terminal:")[2].splitlines()[1:3]
+    done = subprocess.run(
+        ["sh", "-ec", "\n".join(lines)],
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WEATHER_API_KEY" in done.stdout
+
+
+def test_new_key_works_on_the_instance(server: Run, folder: Path) -> None:
+    server.link()
+    keys = [folder / ".run" / name for name in ("master.key", "old-master.key")]
+    assert [bool(key.read_text()) for key in keys] == [True, False]
+    assert [key.stat().st_mode & 0o077 for key in keys] == [0, 0]
+    _, line = server.shown.partition("in another terminal:")[2].splitlines()[1:3]
+    done = subprocess.run(
+        ["sh", "-ec", line.replace("secrets list", "secrets new-key")],
+        cwd=folder / ".run",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(key.read_text() for key in keys)
+
+
 def test_ctrl_c_ends_the_server_with_exit_code_0_and_without_a_word(
     server: Run,
 ) -> None:

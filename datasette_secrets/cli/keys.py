@@ -53,9 +53,13 @@ _swap = flag("--swap", "Exchange the keys of the two files (step 2 of 2)")
 async def new_key(datasette: Datasette, second: bool, swap: bool) -> None:
     """Put a new master key into the key files
 
-    The first two entries of encryption-key must be files. The current key moves to the
-    second file, and a new key goes into the first. With several servers, take two steps
-    and restart every server after each: --second, then --swap. No key is ever deleted.
+    The first two entries of encryption-key must be files. The second may be empty. The
+    current key moves to the second file, and a new key goes into the first. No key is
+    ever deleted.
+
+    If several servers share the files, a plain new-key would let one write what another
+    cannot read. Start with --second instead, then use --swap, and restart every server
+    after each.
     """
     if second and swap:
         raise click.UsageError(
@@ -101,7 +105,8 @@ async def rotate_key(datasette: Datasette, as_json: bool, **options: Any) -> int
     """Re-wrap every version with the primary master key
 
     First put a new key into the configuration with "new-key", and restart the servers.
-    When "status" says that the old key is no longer used, remove it.
+    When "status" says that the old key is no longer used, keep a copy for backups and
+    empty its file.
     """
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
@@ -165,7 +170,7 @@ async def upgrade(
 
 _due_within = option(
     "--due-within DAYS",
-    "Exit 1 if a secret has to be renewed within so many days",
+    "Exit 1 if a secret has to be renewed within this many days",
     click.IntRange(0, 36_500),
 )
 

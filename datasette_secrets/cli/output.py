@@ -204,16 +204,20 @@ def print_verification(
 
 
 def print_new_key(done: keyfiles.Replaced, how: str) -> None:
-    say(f"First:  master key {done.first_id}, in {done.first}")
-    say(f"Second: master key {done.second_id}, in {done.second}")
+    first, second = {
+        "new": ("New key, primary", "Old key"),
+        "second": ("Primary key", "New key, not used yet"),
+        "swap": (
+            "Primary key",
+            "Other key",
+        ),  # after a second swap, that is the new one
+    }[how]
+    say(f"{first}: {done.first_id}, in {done.first}")
+    say(f"{second}: {done.second_id}, in {done.second}")
     if done.kept:
         say(f"The previous key of the second file is kept for backups in {done.kept}")
     new = shlex.quote(done.second if how == "second" else done.first)
-    say(
-        "Next (if there are several servers, start with --second instead):"
-        if how == "new"
-        else "Next:"
-    )
+    say("Next:")
     say(f"  1. Copy {new} to a safe place, apart from the database")
     where = (
         "Restart the server"
