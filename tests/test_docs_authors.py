@@ -43,6 +43,8 @@ def test_the_tests_of_the_plugin_pass_as_written(tmp_path: Path) -> None:
     [plugin] = blocks(section(PAGE, "A complete plugin"), "python")
     tests = blocks(section(PAGE, "Test your plugin without a network"), "python")
     (tmp_path / "datasette_models.py").write_text(plugin)
+    [project] = blocks(section(PAGE, "A complete plugin"), "toml")
+    (tmp_path / "pyproject.toml").write_text(project)
     (tmp_path / "conftest.py").write_text(INSTALL)
     for number, test in enumerate(tests):
         (tmp_path / f"test_{number}.py").write_text(test)
@@ -56,6 +58,7 @@ def test_the_tests_of_the_plugin_pass_as_written(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert f"{''.join(tests).count('async def test_')} passed" in done.stdout
+    assert "warning" not in done.stdout + done.stderr
 
 
 def test_the_project_names_all_that_its_code_imports() -> None:
