@@ -67,7 +67,7 @@ HARMLESS = re.compile(
     r"|sudo systemctl start litestream$"
 )
 #: The programs of the page that change something, or that tell whether to go on.
-PROGRAMS = """cp datasette gcloud litestream mkdir mktemp mv op rm scp sed shred sqlite3
+PROGRAMS = """cp datasette find gcloud litestream mkdir mktemp mv op rm scp sed shred sqlite3
     ssh sudo touch vault"""
 #: Stands for any of these: is written down, does nothing, and fails if its turn has come.
 RECORDER = """\
@@ -301,6 +301,16 @@ def test_the_blocks_for_a_lost_key_do_not_restart_before_the_key_is_found(
     done = machine.run(PRELUDE, *SECTIONS[LOST][:3], stop=False)
     assert machine.key_ids(machine.private) == before
     assert not restarted(machine), done.output
+
+
+def test_a_database_that_is_gone_is_restored(machine: Machine) -> None:
+    keys = machine.key_ids(machine.private)
+    done = machine.run(PRELUDE, *checked(SECTIONS["Back up"]))
+    assert done.code == 0, done.output
+    (machine.private / "internal.db").unlink()
+    done = machine.run(PRELUDE, *checked(SECTIONS["Restore"]))
+    assert done.code == 0, done.output
+    assert problems(machine, keys) == []
 
 
 @pytest.mark.parametrize("content", [None, "", "not a database"])
