@@ -252,9 +252,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mounted.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(mounted)]
     if os.geteuid() != 0 or subprocess.run(mount, check=False, timeout=300).returncode:
-        # Only a file system of its own is ever really full, and only root may mount one,
-        # as the containers of CI do. The shim plays a full disk for everybody else.
-        pytest.skip("mounting a small file system needs root")
+        # The shim of test_faults.py plays a full disk for everybody else.
+        pytest.skip("mounting a small file system needs root")  # only root may mount
     yield mounted
     subprocess.run(["umount", "--lazy", mounted], check=True, timeout=300)
 
@@ -266,6 +265,5 @@ def chromium() -> str:
     if found is None:
         if os.environ.get("DATASETTE_SECRETS_REQUIRE_BROWSER"):
             pytest.fail("no Chromium is installed, and this run requires one")
-        # A contributor may have none, and all else is worth running; CI demands one, above.
-        pytest.skip("no Chromium is installed")
+        pytest.skip("no Chromium is installed")  # a contributor may have none; CI has
     return found

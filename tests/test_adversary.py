@@ -500,18 +500,17 @@ async def test_the_check_runs_once_the_server_has_begun_to_serve(
     filled: Console, capsys: pytest.CaptureFixture[str]
 ) -> None:
     datasette = filled.datasette()
-    if not hasattr(datasette, "start_background_tasks"):
-        # Datasettes before 1.0a41 have no background: it runs at the start there.
-        pytest.skip("this Datasette has no background tasks")
     content = Path(filled.internal).read_bytes()
     place = adversary.pages(str(filled.internal))["index"]
     Path(filled.internal).write_bytes(
         content[: place + 3] + b"\0\1" + content[place + 5 :]
     )
     await datasette.invoke_startup()
-    capsys.readouterr()
-    await datasette.start_background_tasks()
-    said = ""
+    said = capsys.readouterr().err
+    # Before 1.0a41, Datasette has no background tasks, and the start runs the check.
+    if hasattr(datasette, "start_background_tasks"):
+        assert "is damaged" not in said
+        await datasette.start_background_tasks()
 
     async def until_said() -> None:
         nonlocal said

@@ -23,6 +23,7 @@ import pytest
 from conftest import MakeDatasette
 from datasette.app import Datasette
 from support import decoder, faults
+from support.unwritable import unwritable
 
 from datasette_secrets import (
     DatabaseUnavailable,
@@ -67,9 +68,10 @@ def build_shim(folder: Path) -> Path | None:
 def fault_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = build_shim(tmp_path_factory.mktemp("shim"))
     if built is None:
-        # The shim is C that the dynamic linker of Linux loads before the C library: there
-        # is no such door on macOS or Windows. CI runs on Linux and has a compiler.
-        pytest.skip("killing at the n-th write needs Linux and a C compiler")
+        # The shim is C, and LD_PRELOAD, which loads it, is Linux's. CI has both.
+        pytest.skip(
+            "killing at the n-th write needs Linux and a C compiler"
+        )  # LD_PRELOAD
     return built
 
 
@@ -308,14 +310,8 @@ async def immutable_file(
     await datasette.invoke_startup()
     await set_secret(datasette, "A", "a value")
     datasette.close()
-    done = subprocess.run(
-        ["chattr", "+i", internal], check=False, capture_output=True, timeout=300
-    )
-    if done.returncode:
-        # Nothing else keeps root from writing, and some file systems have no such flag.
-        pytest.skip("chattr +i needs root, and a file system that knows it")
-    yield internal
-    subprocess.run(["chattr", "-i", internal], check=True, timeout=300)
+    with unwritable(internal):
+        yield internal
 
 
 async def test_a_read_only_file_is_read_and_every_change_is_refused(

@@ -10,9 +10,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from datasette.utils.internal_db import init_internal_db
 from support import zero
 from support.console import Console
 from support.servers import Server
+from support.unwritable import unwritable
 
 from datasette_secrets import (
     CannotOpen,
@@ -92,19 +92,6 @@ async def differing(datasette: Datasette) -> list[str]:
         for name, value in VALUES.items()
         if await get_secret(datasette, name) != value
     ]
-
-
-@contextmanager
-def read_only(path: str) -> Iterator[None]:
-    """While this lasts, not even root can change the file."""
-    done = subprocess.run(["chattr", "+i", path], check=False, timeout=60)
-    if done.returncode:
-        # Nothing else keeps root from writing, and some file systems have no such flag.
-        pytest.skip("chattr +i needs root, and a file system that knows it")
-    try:
-        yield
-    finally:
-        subprocess.run(["chattr", "-i", path], check=True, timeout=60)
 
 
 def without_cryptography(patch: pytest.MonkeyPatch) -> None:
@@ -431,7 +418,7 @@ async def test_a_read_only_file_is_left_and_said_and_the_next_start_upgrades(
     path = str(tmp_path / "named.db")
     write_values(path)
     options: dict[str, Any] = {"database": "named", "files": [path]}
-    with read_only(path):
+    with unwritable(path):
         datasette = await start(make_datasette, OLD, **options)
         said = capsys.readouterr().err
         assert "it is read-only" in said

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import pytest
 from conftest import MakeDatasette
 from datasette.app import Datasette
 from support import zero
+from support.unwritable import unwritable
 
 from datasette_secrets import (
     DatabaseUnavailable,
@@ -450,52 +448,27 @@ async def test_a_record_of_migrations_that_makes_no_sense_stops_changes_and_no_r
     assert await get_secret(datasette, "B") is None
 
 
-@pytest.fixture
-def make_read_only(tmp_path: Path) -> Iterator[Any]:
-    """Makes a file that nobody can write, root included; the test is skipped if it cannot."""
-    made: list[str] = []
-
-    def make(path: str) -> None:
-        chattr = shutil.which("chattr")
-        if not hasattr(os, "geteuid") or os.geteuid() != 0:
-            os.chmod(path, 0o400)
-            return
-        if (
-            chattr is None
-            or subprocess.run([chattr, "+i", path], check=False, timeout=60).returncode
-        ):
-            # Nothing but chattr keeps root from writing, and not every file system has it.
-            pytest.skip("root can write every file here")
-        made.append(path)
-
-    yield make
-    for path in made:
-        subprocess.run(["chattr", "-i", path], check=True, timeout=60)
-
-
 async def test_a_table_that_cannot_be_migrated_is_read_as_it_is(
     make_datasette: MakeDatasette,
     tmp_path: Path,
     master_key: str,
-    make_read_only: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = str(tmp_path / "named.db")
     zero.write(path, [("A", 1, zero.token(master_key, "a")), ("A", 1, b"doubled")])
     content = Path(path).read_bytes()
-    make_read_only(path)
-
-    datasette = await start(make_datasette(master_key, database="named", files=[path]))
-
-    assert "read-only" in capsys.readouterr().err
-    with pytest.raises(NeedsUpgrade):
-        await get_secret(datasette, "A")
-    assert await get_secret(datasette, "B") is None
-    report = await upgrade.upgrade(datasette, dry_run=True)
-    assert report.found == [("A", 1), ("A", 1)]
-    assert [problem.code for problem in report.problems] == ["cannot-upgrade"]
-    with pytest.raises(DatabaseUnavailable, match="read-only"):
-        await upgrade.upgrade(datasette)
+    datasette = make_datasette(master_key, database="named", files=[path])
+    with unwritable(path):
+        await start(datasette)
+        assert "read-only" in capsys.readouterr().err
+        with pytest.raises(NeedsUpgrade):
+            await get_secret(datasette, "A")
+        assert await get_secret(datasette, "B") is None
+        report = await upgrade.upgrade(datasette, dry_run=True)
+        assert report.found == [("A", 1), ("A", 1)]
+        assert [problem.code for problem in report.problems] == ["cannot-upgrade"]
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
+            await upgrade.upgrade(datasette)
     assert Path(path).read_bytes() == content
 
 

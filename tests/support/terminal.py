@@ -20,7 +20,7 @@ if sys.platform != "win32":
 class Terminal:
     def __init__(self, console: Console, *arguments: str, **variables: str) -> None:
         if sys.platform == "win32":
-            pytest.skip("Windows has no terminal that a test can play")
+            pytest.skip("Windows has no terminal that a test can play")  # no pty
         self._master, slave = pty.openpty()
         self._process = subprocess.Popen(
             console.command(*arguments),
