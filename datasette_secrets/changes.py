@@ -120,8 +120,8 @@ async def make(
 
     Its rows and those of the log are read back before the commit. Events are sent after it.
     `migrates`: `change` migrates the table itself. `mends`: it removes what the check of
-    the tables found. Raises what `change` raises, NeedsUpgrade
-    for a table of 0.x, and DatabaseUnavailable; nothing is then changed.
+    the tables found. Raises what `change` raises, NeedsUpgrade for a table of 0.x, and
+    DatabaseUnavailable; nothing is then changed.
     """
     try:
         if migrates:

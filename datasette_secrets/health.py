@@ -269,13 +269,19 @@ def about_slots(census: rotation.Census) -> list[Remark]:
                 "every server, then run 'datasette secrets rotate-key'"
             )
             remarks.append(Remark("old-key-needed", message))
-    for key_id in census.removable:
-        message = (
+    return remarks + unneeded_keys(census)
+
+
+def unneeded_keys(census: rotation.Census) -> list[Remark]:
+    """What to do with the keys that no version needs."""
+    return [
+        Remark(
+            "old-key-unneeded",
             f"master key {key_id} is no longer used: once every server has restarted with "
-            "the new key listed first, keep a copy for backups and empty its file or entry"
+            "the new key listed first, keep a copy for backups and empty its file or entry",
         )
-        remarks.append(Remark("old-key-unneeded", message))
-    return remarks
+        for key_id in census.removable
+    ]
 
 
 async def exposure(datasette: Datasette) -> list[str]:

@@ -174,9 +174,8 @@ def print_rotation(instance: Instance, report: rotation.Rotation) -> None:
     if report.problems and report.clean_up is None:
         say("Fix these first, or skip them with --skip-unopenable")
     print_keys(instance, report.census)
-    for remark in health.about_slots(report.census):
-        if remark.code == "old-key-unneeded":
-            say(remark.message)
+    for remark in health.unneeded_keys(report.census):
+        say(remark.message)
 
 
 def print_upgrade(report: upgrade.Upgrade) -> None:
@@ -207,10 +206,8 @@ def print_new_key(done: keyfiles.Replaced, how: str) -> None:
     first, second = {
         "new": ("New key, primary", "Old key"),
         "second": ("Primary key", "New key, not used yet"),
-        "swap": (
-            "Primary key",
-            "Other key",
-        ),  # after a second swap, that is the new one
+        # After a second swap, the other key is the new one.
+        "swap": ("Primary key", "Other key"),
     }[how]
     say(f"{first}: {done.first_id}, in {done.first}")
     say(f"{second}: {done.second_id}, in {done.second}")

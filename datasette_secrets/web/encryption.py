@@ -32,9 +32,8 @@ async def _rotate(visit: Visit) -> Done:
         sentence = "Nothing was changed, because some versions cannot be rotated: "
         raise Refused(409, sentence + _problems(report.problems))
     done = f"re-encrypted with master key {report.primary}"
-    for remark in health.about_slots(report.census)[:3]:
-        if remark.code == "old-key-unneeded":
-            done += f". {as_sentence(remark.message)}".rstrip(".")
+    for remark in health.unneeded_keys(report.census)[:3]:
+        done += f". {as_sentence(remark.message)}".rstrip(".")
     content = {"primary": report.primary, "rewrapped": report.changed}
     return _done(visit, report, done, content)
 
