@@ -10,7 +10,6 @@ finishes the work.
 
 from __future__ import annotations
 
-import functools
 import shlex
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
@@ -297,19 +296,18 @@ async def rotate(
         report.census = await census(datasette)
         return report
 
-    def rotate_secret_versions(changing: Changing, row_id: int) -> list[store.Row]:
-        rows = store.rows_from(changing.conn, row_id, batch_size, **which)
-        envelopes, found = rewritten(rows, rewrite)
-        left.update(found)
-        store.replace_envelopes(changing.conn, envelopes, wraps_only=wraps_only)
-        log_batch(changing, report, len(envelopes), describe)
-        return rows
-
     left: dict[int, Problem] = {}
     for _ in range(PASSES_MAX):
         before = report.changed
-        await change_batches(
-            datasette, actor_id, rotate_secret_versions, progress, **which
+        left |= await rewrite_batches(
+            datasette,
+            report,
+            rewrite,
+            batch_size,
+            describe,
+            actor_id=actor_id,
+            progress=progress,
+            **which,
         )
         report.census = await census(datasette)
         if report.changed == before or not report.census.elsewhere:
@@ -349,26 +347,39 @@ async def checked(
         yield batch
 
 
-async def change_batches(
+async def rewrite_batches(
     datasette: Datasette,
-    actor_id: str | None,
-    change: Callable[[Changing, int], list[store.Row]],
-    progress: Progress | None = None,
+    report: Report,
+    operation: Operation,
+    size: int,
+    describe: Callable[[int], Change],
     *,
-    migrates: bool = False,
+    actor_id: str | None = None,
+    progress: Progress | None = None,
+    migrate: Callable[[Any], bool] | None = None,
     **which: Any,
-) -> None:
-    """Run `change` in one transaction for each batch, until there are no more rows.
+) -> dict[int, Problem]:
+    """Write what `operation` makes of the rows, in one transaction for each batch.
 
-    It is given the id from which its batch begins, and returns the rows of it. `migrates`:
-    as for `make`. `which`: parameters of `rows_from`.
+    All batches have one row of the log, for which `describe` is given the number of rows
+    that were changed. `migrate` runs first in each transaction, and returns False to leave
+    the rows as they are. `which`: parameters of `rows_from`. Returns the problems.
     """
     row_id = -(2**63)
+    problems: dict[int, Problem] = {}
 
-    @functools.wraps(change)
-    def change_batch(changing: Changing) -> int:
+    def rewrite_secret_versions(changing: Changing) -> int:
         nonlocal row_id
-        rows = change(changing, row_id)
+        if migrate and not migrate(changing.conn):
+            return 0
+        rows = store.rows_from(changing.conn, row_id, size, **which)
+        envelopes, found = rewritten(rows, operation)
+        problems.update(found)
+        wraps_only = which.get("wraps_only", False)
+        store.replace_envelopes(changing.conn, envelopes, wraps_only=wraps_only)
+        if envelopes:
+            report.changed += len(envelopes)
+            report.log_id = changing.log(describe(report.changed), report.log_id)
         if rows:
             row_id = rows[-1].id + 1
         return len(rows)
@@ -376,23 +387,17 @@ async def change_batches(
     def has_more_secrets(conn: Any) -> bool:
         return bool(store.rows_from(conn, row_id, 1, **which))
 
-    db = get_instance(datasette).db
+    db, migrates = get_instance(datasette).db, migrate is not None
     has_more = True
     while has_more:
-        count = await make(datasette, db, actor_id, change_batch, migrates=migrates)
+        count = await make(
+            datasette, db, actor_id, rewrite_secret_versions, migrates=migrates
+        )
         if progress and count:
             progress(count)
         # A read, since another transaction could fail after all of the work is done.
         has_more = bool(count) and await database.read(db, has_more_secrets)
-
-
-def log_batch(
-    changing: Changing, report: Report, changed: int, describe: Callable[[int], Change]
-) -> None:
-    """Count the rows that were changed, in the report and in its one row of the log."""
-    report.changed += changed
-    if changed:
-        report.log_id = changing.log(describe(report.changed), report.log_id)
+    return problems
 
 
 @database.collector_paused()

@@ -8,10 +8,10 @@ the page convert such a row.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import envelope, fernet, inspection, schema, service, store
-from .changes import Changing, announce
+from .changes import announce
 from .events import Change, via
 from .instance import get_instance
 from .rotation import (
@@ -19,10 +19,8 @@ from .rotation import (
     Operation,
     Progress,
     Report,
-    change_batches,
     checked,
-    log_batch,
-    rewritten,
+    rewrite_batches,
 )
 
 if TYPE_CHECKING:
@@ -109,28 +107,26 @@ async def _convert(
 
     `only_first`: only if no other server has done so already.
     """
-    instance = get_instance(datasette)
-    reseal = _resealing(instance.settings.require_ring(), report)
 
-    def upgrade_secret_versions(changing: Changing, row_id: int) -> list[store.Row]:
-        if only_first and schema.legacy_value(changing.conn) is None:
-            return []
-        schema.apply_migrations(changing.conn)
-        rows = store.rows_from(changing.conn, row_id, batch_size, legacy_only=True)
-        envelopes, problems = rewritten(rows, reseal)
-        report.problems += problems.values()
-        store.replace_envelopes(changing.conn, envelopes, wraps_only=False)
-        log_batch(changing, report, len(envelopes), _change)
-        return rows
+    def migrate(conn: Any) -> bool:
+        if only_first and schema.legacy_value(conn) is None:
+            return False
+        schema.apply_migrations(conn)
+        return True
 
-    await change_batches(
+    ring = get_instance(datasette).settings.require_ring()
+    problems = await rewrite_batches(
         datasette,
-        actor_id,
-        upgrade_secret_versions,
-        progress,
-        migrates=True,
+        report,
+        _resealing(ring, report),
+        batch_size,
+        _change,
+        actor_id=actor_id,
+        progress=progress,
+        migrate=migrate,
         legacy_only=True,
     )
+    report.problems += problems.values()
     report.complete = not report.problems
     if report.changed:
         await announce(datasette, actor_id, _change(report.changed))

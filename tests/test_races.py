@@ -47,9 +47,7 @@ def before_the_write(
 
     async def execute_write_fn(fn: Any, **options: Any) -> Any:
         nonlocal left
-        if left and fn.__qualname__.endswith(
-            ("rotate_secret_versions", "upgrade_secret_versions")
-        ):
+        if left and fn.__qualname__.endswith("rewrite_secret_versions"):
             left -= 1
             await other()
         return await write(fn, **options)  # type: ignore[no-untyped-call]
