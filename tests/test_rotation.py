@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 from typing import Any
 
@@ -12,6 +13,7 @@ from datasette.app import Datasette
 
 from datasette_secrets import (
     DatabaseUnavailable,
+    changes,
     database,
     envelope,
     get_secret,
@@ -19,6 +21,7 @@ from datasette_secrets import (
     service,
     set_secret,
 )
+from datasette_secrets.instance import get_instance
 
 OLD, NEW, OTHER = (envelope.generate_master_key() for _ in range(3))
 OLD_ID, NEW_ID, OTHER_ID = (
@@ -60,11 +63,14 @@ async def test_every_version_is_wrapped_by_the_primary_key_and_no_value_is_touch
     await fill(await started(make_datasette, OLD))
     untouched = "id, name, version, encrypted, created_at, updated_at, updated_by, note"
     before = rows(internal, untouched)
-    report = await rotation.rotate(
-        await started(make_datasette, NEW, OLD), batch_size=5
-    )
+    datasette = await started(make_datasette, NEW, OLD)
+    report = await rotation.rotate(datasette, batch_size=5)
+    assert gc.isenabled()
     assert (report.to_change, report.changed, report.complete) == (12, 12, True)
     assert rows(internal, untouched) == before
+    entries = await changes.entries(get_instance(datasette).db)
+    [entry] = [each for each in entries if each.action == "rotate-encryption-key"]
+    assert entry.detail == {"key_id": NEW_ID, "versions": 12}
     assert {key for (key,) in rows(internal, "encryption_key_name")} == {NEW_ID}
     assert report.census is not None
     assert report.census.removable == [OLD_ID]
@@ -109,6 +115,20 @@ async def test_deleted_versions_are_rotated_and_destroyed_ones_need_no_key(
     assert (report.changed, report.complete) == (3, True)
     assert report.census is not None
     assert report.census.counts == {NEW_ID: 3}
+
+
+async def test_fewer_rows_are_rewritten_at_once_with_their_values(
+    make_datasette: MakeDatasette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(await started(make_datasette, OLD))
+    both = await started(make_datasette, NEW, OLD)
+    monkeypatch.setattr(rotation, "_BATCH_SIZE_WITH_VALUES", 5)
+    steps: list[int] = []
+    await rotation.rotate(both, progress=steps.append)
+    assert steps == [12, 12]
+    steps.clear()
+    await rotation.rotate(both, new_data_keys=True, progress=steps.append)
+    assert steps == [5, 5, 2] * 2
 
 
 async def test_a_dry_run_counts_and_changes_nothing(
