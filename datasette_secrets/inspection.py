@@ -165,9 +165,9 @@ def _entries(conn: sqlite3.Connection) -> list[_Entry]:
 
 
 def _foreign(conn: sqlite3.Connection, entries: list[_Entry]) -> Iterator[Finding]:
-    """What of the schema neither this plugin nor a release of 0.x made.
+    """The entries of the schema that neither this plugin nor a release of 0.x made.
 
-    Raises DatabaseUnavailable where that is a table of our name, which must not be read.
+    Raises DatabaseUnavailable for a table of our name, which must not be read.
     """
     others = [entry for entry in entries if entry not in _own_entries()]
     foreign = [entry for entry in others if entry.has_name_of_ours]
@@ -280,9 +280,9 @@ def _quoted(name: str) -> str:
 def _missing(
     conn: sqlite3.Connection, entries: list[_Entry], *, was_made: bool
 ) -> Iterator[Finding]:
-    """What of ours is gone, unless it has not been made yet.
+    """Our tables and indexes that are missing, once they were made.
 
-    `was_made`: this process has seen all of it.
+    `was_made`: this process has seen them.
     """
     left = {entry.name.decode() for entry in entries if entry in _own_entries()}
     if not was_made and (not left or (TABLE in left and not schema.is_migrated(conn))):
