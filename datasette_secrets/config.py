@@ -248,7 +248,7 @@ def _read_keys(key_option: Any) -> dict[str, MasterKey]:
     """The configured keys by their source, newest first."""
     texts = list(_texts(key_option))
     # A variable may be left unset on purpose. A configured file must contain a key.
-    if _paths(key_option)[0] is None and not any(text for _, text in texts):
+    if not any(_paths(key_option)[:1]) and not any(text for _, text in texts):
         return {}
     if not texts[0][1]:
         raise InvalidMasterKey(

@@ -105,6 +105,7 @@ def test_an_empty_later_entry_is_skipped() -> None:
         (None, config.ENV_KEY),
         ({}, config.ENV_KEY),
         ({"encryption-key": ""}, "is empty"),
+        ({"encryption-key": []}, "is empty"),
         ({"encryption-key": {"$env": "UNSET_KEY"}}, "UNSET_KEY"),
         ({"encryption-key": [{"$env": "UNSET_KEY"}, {"$env": "OTHER"}]}, "OTHER"),
     ],
