@@ -135,7 +135,7 @@ async def make(
     who = str(actor_id) if actor_id else None
     door = via.get()  # the transaction runs in another thread
 
-    def in_transaction(conn: Any, track_event: Callable[[Any], None]) -> T:
+    def in_transaction(conn: sqlite3.Connection) -> tuple[T, list[Change]]:
         if migrates or mends:
             inspection.require_own_schema(conn)
         else:
@@ -145,22 +145,20 @@ async def make(
         for each in changing.made:
             changing.log(each)
         changing.read_back()
-        # The shell starts no plugins.
-        for each in changing.made if hasattr(datasette, "event_classes") else ():
-            event = each.event(who)
-            if event is not None:
-                track_event(event)
-        return result
+        return result, changing.made
 
     # Datasette's telemetry records the name of a write.
     in_transaction.__qualname__ = change.__qualname__
-    return await database.write(db, in_transaction)
+    result, made = await database.write(db, in_transaction)
+    for each in made:
+        await announce(datasette, who, each)
+    return result
 
 
 async def announce(datasette: Datasette, actor_id: str | None, change: Change) -> None:
-    """Send the event of a change that took several transactions."""
+    """Send the event of a change that is stored, if it has one."""
     event = change.event(actor_id)
-    if event is not None and hasattr(datasette, "event_classes"):
+    if event is not None and hasattr(datasette, "event_classes"):  # not in the shell
         await datasette.track_event(event)
 
 

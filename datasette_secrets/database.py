@@ -65,31 +65,23 @@ async def read(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
         raise _explained(error, "read") from None
 
 
-async def write(db: Database, fn: Callable[..., T]) -> T:
+async def write(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
     """Run `fn(conn)` in one transaction that takes the write lock first, on the write thread.
 
-    `fn` may declare `track_event`; its events are sent after the commit. An error rolls
-    back and is raised here, because Datasette would print it if it were raised there.
-    Raises DatabaseUnavailable if the database cannot be written.
+    An error rolls back and is raised here, because Datasette would print it if it were
+    raised there. Raises DatabaseUnavailable if the database cannot be written.
     """
     if not db.is_mutable:
         raise DatabaseUnavailable(f"The database {_describe(db)} is immutable")
     require_same_file(db)
 
     @wraps(fn)
-    def in_transaction(
-        conn: sqlite3.Connection, *track_event: Callable[[Any], None]
-    ) -> T | Exception:
-        events: list[Any] = []
+    def in_transaction(conn: sqlite3.Connection) -> T | Exception:
         try:
             with transaction(conn):
-                done = fn(conn, *(events.append for _ in track_event))
+                return fn(conn)
         except Exception as error:  # it is raised again below, in the caller's frame
             return error.with_traceback(None)
-        for track in track_event:
-            for event in events:
-                track(event)
-        return done
 
     try:
         outcome = await db.execute_write_fn(in_transaction, transaction=False)
