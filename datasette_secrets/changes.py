@@ -95,16 +95,12 @@ class Changing:
     def read_back(self) -> None:
         """Raise DatabaseUnavailable if a row is not as it was written."""
         for (table, row_id), columns in self._written.items():
-            names = ", ".join(columns or ("id",))
-            sql = f"select {names} from {table} where id = :id"  # noqa: S608
-            stored = self.conn.execute(sql, {"id": row_id}).fetchall()
-            expected = [] if columns is None else [tuple(columns.values())]
-            if list(map(_typed, stored)) != list(map(_typed, expected)):
+            expected = {} if columns is None else columns
+            where = "".join(f" and {name} is :{name}" for name in expected)
+            sql = f"select 1 from {table} where id = :id{where}"  # noqa: S608
+            is_stored = self.conn.execute(sql, {**expected, "id": row_id}).fetchall()
+            if bool(is_stored) != (columns is not None):
                 raise database.not_kept()
-
-
-def _typed(row: Iterable[object]) -> list[tuple[type, object]]:
-    return [(type(column), column) for column in row]
 
 
 async def make(
