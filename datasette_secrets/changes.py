@@ -210,11 +210,12 @@ async def newest_checks(db: Database, names: list[str]) -> dict[str, Entry]:
 
     Leaves out checks of values that were rejected before they were stored.
     """
-    newest = f"""select id from {schema.LOG} where name = value and action = '{{}}-secret'
-        and version is not null and id > {{}} order by id desc limit 1"""  # noqa: S608
-    set_at = newest.format("set", "0")
-    checked = newest.format("check", f"coalesce(({set_at}), 0)")
-    where = f"id in (select ({checked}) from json_each(:names))"  # noqa: S608
+    where = f"""action = 'check-secret' and id in (
+        select (
+            select id from {schema.LOG} where name = value and version is not null
+            and action in ('set-secret', 'check-secret') order by id desc limit 1
+        ) from json_each(:names)
+    )"""  # noqa: S608
     found = await _select(db, where, {"names": json.dumps(names)})
     return {str(entry.name): entry for entry in found}
 
