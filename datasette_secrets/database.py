@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -162,9 +162,21 @@ def transaction(conn: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
+def authorizer(
+    conn: sqlite3.Connection, authorize: Callable[..., int]
+) -> Iterator[None]:
+    """Within this context, SQLite asks `authorize` for each statement of `conn`."""
+    conn.set_authorizer(authorize)
+    try:
+        yield
+    finally:
+        # Python 3.10 cannot remove an authorizer.
+        conn.set_authorizer(lambda *_: sqlite3.SQLITE_OK)
+
+
 def tables_out_of_reach(
     conn: sqlite3.Connection, tables: Collection[str]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Within this context, no statement of `conn` can touch `tables`."""
 
     def authorize(action: int, first: object, second: object, *_: object) -> int:
@@ -173,12 +185,7 @@ def tables_out_of_reach(
         named = {str(first).lower(), str(second).lower()}
         return sqlite3.SQLITE_OK if named.isdisjoint(tables) else sqlite3.SQLITE_DENY
 
-    conn.set_authorizer(authorize)
-    try:
-        yield
-    finally:
-        # Python 3.10 cannot remove an authorizer.
-        conn.set_authorizer(lambda *_: sqlite3.SQLITE_OK)
+    return authorizer(conn, authorize)
 
 
 # SQLite's messages by their first words, since Python 3.10 has no error codes.

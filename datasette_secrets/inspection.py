@@ -8,6 +8,7 @@ what is wrong and the command that helps. Every change is refused until it is de
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import shlex
 import sqlite3
@@ -17,7 +18,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import schema
-from .database import read
+from .database import authorizer, read
 from .errors import DatabaseUnavailable
 from .schema import INDEX, LOG, LOG_INDEX, TABLE, TABLES, VERSION_MAX
 
@@ -30,18 +31,17 @@ DAMAGED = "damaged"
 # Earlier releases of SQLite check the whole file or nothing.
 _CHECKS_ONE_TABLE = (3, 33)
 
-_NAMES = frozenset(name.encode() for name in (TABLE, LOG, INDEX, LOG_INDEX))
+_NAMES = frozenset((TABLE, LOG, INDEX, LOG_INDEX))
 _TOKEN = re.compile(
-    rb"""\s+ | --[^\n]* | /\*.*?(?:\*/|\Z)
+    r"""\s+ | --[^\n]* | /\*.*?(?:\*/|\Z)
     | (?P<quoted> "(?:[^"]|"")*" | \[[^\]]*\] | `(?:[^`]|``)*` )
-    | (?P<token> '(?:[^']|'')*' | [\w$\x80-\xff]+ | . )""",
-    re.VERBOSE | re.DOTALL,
+    | (?P<token> '(?:[^']|'')*' | [\w$\x80-\U0010ffff]+ | . )""",
+    re.VERBOSE | re.DOTALL | re.ASCII,
 )
 # In quotes these mean something else: `"primary" "key"` is a type.
-_KEYWORDS = frozenset(
-    b"blob create default if index integer key not null on primary table text unique".split()
+_KEYWORD = re.compile(
+    "blob|create|default|if|index|integer|key|not|null|on|primary|table|text|unique"
 )
-_KINDS = (b"table", b"index", b"view", b"trigger")
 # How many damaged rows are named at once.
 _NAMED_MAX = 10
 _DESTROY_ROW = "datasette secrets destroy-row"
@@ -60,69 +60,47 @@ class Finding(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """An entry of `sqlite_master`, its SQL as tokens."""
+    """An entry of `sqlite_master`, its SQL as tokens.
 
-    type: bytes
-    name: bytes
-    table: bytes
-    tokens: tuple[bytes, ...]
-    is_text: bool = True
+    SQLite refuses the whole schema if the first three do not fit the SQL.
+    """
 
-    @property
-    def kind(self) -> bytes:
-        """What its SQL makes, whatever `type` is: SQLite goes by the SQL."""
-        return next(token for token in self.tokens if token in _KINDS)
+    type: str
+    name: str
+    table: str
+    tokens: tuple[str, ...]
 
     @property
     def runs(self) -> bool:
         """Whether it may reach any table when it is used."""
-        return self.kind in (b"view", b"trigger")
+        return self.type.lower() in ("view", "trigger")
 
     @property
     def has_name_of_ours(self) -> bool:
         """Whether it has the name of one of our tables or indexes, or is made for one."""
-        names = {self.name_after(self.kind)}
-        if self.kind in (b"index", b"trigger"):
-            names.add(self.name_after(b"on"))
-        if b"virtual" in self.tokens:
-            # The table whose rows a full-text index shows.
-            triples = zip(self.tokens, self.tokens[1:], self.tokens[2:], strict=False)
-            names |= {_unquoted(c) for *ab, c in triples if ab == [b"content", b"="]}
+        names = {self.name.lower(), self.table.lower()}
+        if "virtual" in self.tokens[:2]:
+            # The table whose rows a full-text index shows, in `content = …`.
+            pairs = itertools.pairwise(self.tokens)
+            names |= {shown.strip("'") for equals, shown in pairs if equals == "="}
         return not _NAMES.isdisjoint(names)
-
-    def name_after(self, keyword: bytes) -> bytes:
-        """The name that follows the keyword in its SQL."""
-        at = self.tokens.index(keyword) + 1
-        if self.tokens[at] == b"if":  # not exists
-            at += 3
-        if self.tokens[at + 1] == b".":
-            at += 2
-        return _unquoted(self.tokens[at])
 
     @property
     def has_name_of_table(self) -> bool:
-        is_table = self.type.lower() in (b"table", b"view")
-        return is_table and self.name.decode("utf-8", "replace").lower() in TABLES
+        return self.type.lower() in ("table", "view") and self.name.lower() in TABLES
 
 
 @functools.lru_cache(maxsize=100)
-def _tokens(sql: bytes) -> tuple[bytes, ...]:
-    """The tokens of a statement, whatever its white space, case and quoting."""
+def _tokens(sql: str) -> tuple[str, ...]:
+    """The tokens of a statement in lower case, whatever its white space and quoting."""
     tokens = []
     for match in _TOKEN.finditer(sql):
-        token = (match["quoted"] or match["token"] or b"").lower()
-        name = token[1:-1] if match["quoted"] else b""
-        is_name = re.fullmatch(rb"\w+", name) and name not in _KEYWORDS
+        token = match["quoted"] or match["token"]
+        name = token[1:-1] if match["quoted"] else ""
+        is_name = name.isidentifier() and not _KEYWORD.fullmatch(name)
         if token:
             tokens.append(name if is_name else token)
     return tuple(tokens)
-
-
-def _unquoted(token: bytes) -> bytes:
-    quote = token[:1]
-    if quote in (b"'", b'"', b"`"):
-        return token[1:-1].replace(quote * 2, quote)
-    return token[1:-1] if quote == b"[" else token
 
 
 @functools.cache
@@ -131,36 +109,26 @@ def _own_entries() -> frozenset[_Entry]:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as conn:
         schema.apply_migrations(conn)
         entries = set(_entries(conn))
-    [table] = [entry for entry in entries if entry.name == TABLE.encode()]
-    added = sum((_tokens(f", {' '.join(pair)}".encode()) for pair in schema.ADDED), ())
-    before = (*table.tokens[: -len(added) - 1], b")")
+    [table] = [entry for entry in entries if entry.name == TABLE]
+    added = sum((_tokens(f", {' '.join(pair)}") for pair in schema.ADDED), ())
+    before = (*table.tokens[: -len(added) - 1], ")")
     for tokens in (table.tokens, before):
         # 0.1a0 had one more column.
-        at = tokens.index(b"created_at")
-        redacted = (*tokens[:at], b"redacted", b"text", b",", *tokens[at:])
+        at = tokens.index("created_at")
+        redacted = (*tokens[:at], "redacted", "text", ",", *tokens[at:])
         entries |= {table._replace(tokens=each) for each in (tokens, redacted)}
     return frozenset(entries)
 
 
 def _entries(conn: sqlite3.Connection) -> list[_Entry]:
     """Every entry of the schema that is about our tables, or may reach them."""
-    text_factory, conn.text_factory = conn.text_factory, bytes
-    try:
-        rows = conn.execute(
-            """select cast(ifnull(type, '') as text), cast(ifnull(name, '') as text),
-                cast(ifnull(tbl_name, '') as text), cast(sql as text),
-                typeof(type) = 'text' and typeof(name) = 'text'
-                and typeof(tbl_name) = 'text' and typeof(sql) = 'text'
-            from sqlite_master
-            where instr(lower(cast(sql as text)), :table) order by rowid""",
-            {"table": TABLE},
-        ).fetchall()
-    finally:
-        conn.text_factory = text_factory
-    entries = (
-        _Entry(type_, name, table, _tokens(sql), bool(is_text))
-        for type_, name, table, sql, is_text in map(tuple, rows)
-    )
+    rows = conn.execute(
+        """select cast(ifnull(type, '') as text), cast(ifnull(name, '') as text),
+            cast(ifnull(tbl_name, '') as text), lower(cast(sql as text)) as statement
+        from sqlite_master where instr(statement, :table) order by rowid""",
+        {"table": TABLE},
+    ).fetchall()
+    entries = [_Entry(*row[:3], _tokens(row[3])) for row in rows]
     return [entry for entry in entries if entry.runs or entry.has_name_of_ours]
 
 
@@ -170,18 +138,13 @@ def _foreign(conn: sqlite3.Connection, entries: list[_Entry]) -> Iterator[Findin
     Raises DatabaseUnavailable for a table of our name, which must not be read.
     """
     others = [entry for entry in entries if entry not in _own_entries()]
-    foreign = [entry for entry in others if entry.has_name_of_ours]
-    by_name = {entry.name.lower(): entry for entry in others if entry.runs}
-    for name in sorted(_running(conn, entries)):
-        hidden = _Entry(b"hidden trigger", name.encode(), b"", ())
-        entry = by_name.get(hidden.name.lower(), hidden)
-        if entry not in foreign:
-            foreign.append(entry)
-    for entry in foreign:
-        finding = _foreign_entry(conn, entry)
-        if entry.has_name_of_table:
-            raise DatabaseUnavailable(finding.sentence)
-        yield finding
+    reaching = _reaching(conn, others)
+    for entry in others:
+        if entry.has_name_of_ours or entry.name.lower() in reaching:
+            finding = _foreign_entry(conn, entry)
+            if entry.has_name_of_table:
+                raise DatabaseUnavailable(finding.sentence)
+            yield finding
     for (names,) in conn.execute(
         """select group_concat(cast(name as text), ' and ') from sqlite_master
         where rootpage > 0 group by cast(rootpage as integer) having count(*) > 1"""
@@ -192,7 +155,7 @@ def _foreign(conn: sqlite3.Connection, entries: list[_Entry]) -> Iterator[Findin
 
 
 def _foreign_entry(conn: sqlite3.Connection, entry: _Entry) -> Finding:
-    name, type_ = (each.decode("utf-8", "replace") for each in (entry.name, entry.type))
+    type_, name = entry.type, entry.name
     message = f"The {type_} '{name}' was not made by this plugin"
     if entry.has_name_of_table:
         remedy = "restore the database from a backup, or rename it if somebody needs it"
@@ -212,53 +175,39 @@ def _sqlite3(conn: sqlite3.Connection, statement: str) -> str:
     return f"sqlite3 {shlex.quote(path or 'FILE')} {shlex.quote(statement)}"
 
 
-def _own_tables(entries: list[_Entry]) -> list[str]:
-    """Those of our tables that are there, and are as we make them."""
-    own = {entry[:2] for entry in entries if entry in _own_entries()}
-    return [table for table in TABLES if (b"table", table.encode()) in own]
+def _own_names(entries: list[_Entry]) -> set[str]:
+    """Those of our tables and indexes that are there, and are as we make them."""
+    return {entry.name for entry in entries if entry in _own_entries()}
 
 
-def _running(conn: sqlite3.Connection, entries: list[_Entry]) -> set[str]:
-    """The triggers and views that our statements run, and those that reach our tables.
+def _reaching(conn: sqlite3.Connection, entries: list[_Entry]) -> set[str]:
+    """The names of triggers and views that reach our tables, in lower case.
 
-    SQLite compiles each statement on the tables in question and says what it would touch.
+    SQLite compiles each statement on their tables and says what it would touch.
     """
     found: set[str] = set()
-    own = _own_tables(entries)
-    views, others = (
-        {entry.name_after(word).decode() for entry in entries if entry.kind == kind}
-        for kind, word in ((b"view", b"view"), (b"trigger", b"on"))
-    )
+    views = {entry.table for entry in entries if entry.type.lower() == "view"}
 
     def authorize(_: int, table: object, *rest: object) -> int:
         # SQLite does not name a view of which it needs no column.
         source = rest[-1] or (name if name in views else None)
-        if source and (is_own or str(table).lower() in TABLES):
-            found.add(str(source))
+        if source and str(table).lower() in TABLES:
+            found.add(str(source).lower())
         return sqlite3.SQLITE_OK
 
-    conn.set_authorizer(authorize)
-    try:
-        for name in (*own, *sorted((others | views).difference(own))):
-            is_own = name in own
-            # Not every statement can be run on the tables and views of others.
-            refusals = () if is_own else (sqlite3.OperationalError,)
-            for statement in _statements(conn, name, one_by_one=not is_own):
-                with suppress(*refusals):
+    with authorizer(conn, authorize):
+        for name in sorted({entry.table for entry in entries if entry.runs}):
+            for statement in _statements(conn, name):
+                # Not every statement can be run on each of them.
+                with suppress(sqlite3.OperationalError):
                     conn.execute(f"explain {statement}").close()
-    finally:
-        # Python 3.10 has no way to take an authorizer away.
-        conn.set_authorizer(lambda *_: sqlite3.SQLITE_OK)
     return found
 
 
-def _statements(
-    conn: sqlite3.Connection, table: str, *, one_by_one: bool
-) -> Iterator[str]:
-    """What can be done with a table or a view.
+def _statements(conn: sqlite3.Connection, table: str) -> Iterator[str]:
+    """What can be done with a table or a view, with one column at a time.
 
-    `one_by_one`: a column at a time, since a trigger that cannot be compiled would hide
-    those of other columns.
+    A trigger that cannot be compiled would hide those of other columns.
     """
     quoted = _quoted(table)
     yield f"insert into {quoted} default values"
@@ -268,9 +217,8 @@ def _statements(
     with suppress(sqlite3.OperationalError):  # a view of a table that is not there
         info = conn.execute(f"pragma table_info({quoted})").fetchall()
         columns += [row[1] for row in info]
-    changes = [f"{_quoted(column)} = null" for column in columns]
-    for change in changes if one_by_one else [", ".join(changes)]:
-        yield f"update {quoted} set {change}"  # noqa: S608
+    for column in columns:
+        yield f"update {quoted} set {_quoted(column)} = null"  # noqa: S608
 
 
 def _quoted(name: str) -> str:
@@ -284,7 +232,7 @@ def _missing(
 
     `was_made`: this process has seen them.
     """
-    left = {entry.name.decode() for entry in entries if entry in _own_entries()}
+    left = _own_names(entries)
     if not was_made and (not left or (TABLE in left and not schema.is_migrated(conn))):
         return
     if TABLE not in left:
@@ -316,8 +264,10 @@ def _twins(conn: sqlite3.Connection) -> list[str]:
     return [str(row[0]) for row in rows]
 
 
-def _damaged(conn: sqlite3.Connection, tables: list[str]) -> list[Finding]:
+def _damaged(conn: sqlite3.Connection) -> list[Finding]:
     """What SQLite finds wrong with the tables and their indexes, and with their ids."""
+    own = _own_names(_entries(conn))
+    tables = [table for table in TABLES if table in own]
     if TABLE not in tables:
         return []
     remedy = (
@@ -365,7 +315,7 @@ async def inspect(db: Database) -> list[Finding]:
             conn.execute("begin")
         try:
             found = _schema_findings(conn, was_made=schema.was_made(db))
-            return [*found, *_damaged(conn, _own_tables(_entries(conn)))]
+            return [*found, *_damaged(conn)]
         finally:
             if begins:
                 conn.execute("rollback")
