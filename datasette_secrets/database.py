@@ -126,9 +126,14 @@ def create_private(db: Database) -> None:
             os.close(os.open(db.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
+def file_of(conn: sqlite3.Connection) -> str:
+    """The path of the database, empty for one in memory."""
+    return str(conn.execute("pragma database_list").fetchall()[0][2])
+
+
 def make_private(conn: sqlite3.Connection) -> None:
     """Give an empty database mode 0600, if others can read it."""
-    path = conn.execute("pragma database_list").fetchall()[0][2]
+    path = file_of(conn)
     is_empty = not conn.execute("select 1 from sqlite_master limit 1").fetchall()
     for name in (path, f"{path}-wal", f"{path}-shm") if path and is_empty else ():
         with suppress(OSError):

@@ -18,7 +18,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import schema
-from .database import authorizer, read
+from .database import authorizer, file_of, read
 from .errors import DatabaseUnavailable
 from .schema import INDEX, LOG, LOG_INDEX, TABLE, TABLES, VERSION_MAX
 
@@ -171,7 +171,7 @@ def _foreign_entry(conn: sqlite3.Connection, entry: _Entry) -> Finding:
 
 
 def _sqlite3(conn: sqlite3.Connection, statement: str) -> str:
-    path = conn.execute("pragma database_list").fetchall()[0][2]
+    path = file_of(conn)
     return f"sqlite3 {shlex.quote(path or 'FILE')} {shlex.quote(statement)}"
 
 
@@ -232,36 +232,31 @@ def _missing(
 
     `was_made`: this process has seen them.
     """
-    left = _own_names(entries)
-    if not was_made and (not left or (TABLE in left and not schema.is_migrated(conn))):
+    own = _own_names(entries)
+    if not was_made and (not own or (TABLE in own and not schema.is_migrated(conn))):
         return
-    if TABLE not in left:
+    if TABLE not in own:
         message = f"The table {TABLE} is gone, and with it every secret"
         remedy = "restore the database from a backup, and restart Datasette"
         yield Finding(DAMAGED, message, remedy)
         return
-    twins = [] if INDEX in left else _twins(conn)
-    for ids in twins:
+    twins = []
+    if INDEX not in own:
+        twins = conn.execute(
+            f"""select group_concat(id, ' and ') from {TABLE} group by name, version
+            having count(*) > 1 limit {_NAMED_MAX}"""  # noqa: S608
+        ).fetchall()
+    for (ids,) in twins:
         message = f"The rows {ids} of {TABLE} have the same name and version"
-        yield Finding(
-            DAMAGED, message, f"remove all but one of them: {_DESTROY_ROW} ID"
-        )
-    for name in () if twins else sorted({*TABLES, INDEX, LOG_INDEX} - left):
+        remedy = f"remove all but one of them: {_DESTROY_ROW} ID"
+        yield Finding(DAMAGED, message, remedy)
+    for name in () if twins else sorted(_NAMES - own):
         kind = "table" if name in TABLES else "index"
         harm = "changes can be missing from the log"
         if name == INDEX:
             harm = "a read can miss the newest version"
         message = f"The {kind} {name} is missing, so that {harm}"
         yield Finding(DAMAGED, message, "restart Datasette, which recreates it")
-
-
-def _twins(conn: sqlite3.Connection) -> list[str]:
-    """The ids of the rows that have the same name and version."""
-    rows = conn.execute(
-        f"""select group_concat(id, ' and ') from {TABLE} group by name, version
-        having count(*) > 1 limit {_NAMED_MAX}"""  # noqa: S608
-    ).fetchall()
-    return [str(row[0]) for row in rows]
 
 
 def _damaged(conn: sqlite3.Connection) -> list[Finding]:
@@ -310,15 +305,12 @@ async def inspect(db: Database) -> list[Finding]:
     """
 
     def inspect_secrets_tables(conn: sqlite3.Connection) -> list[Finding]:
-        begins = not conn.in_transaction
-        if begins:
-            conn.execute("begin")
+        conn.execute("savepoint inspection")
         try:
             found = _schema_findings(conn, was_made=schema.was_made(db))
             return [*found, *_damaged(conn)]
         finally:
-            if begins:
-                conn.execute("rollback")
+            conn.execute("release inspection")
 
     _found[db] = findings = await read(db, inspect_secrets_tables)
     return findings
