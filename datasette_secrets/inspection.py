@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 MADE_BY_OTHERS = "made-by-others"
 DAMAGED = "damaged"
 
-# Earlier releases of SQLite check the whole file or nothing.
-_CHECKS_ONE_TABLE = (3, 33)
-
 _NAMES = frozenset((TABLE, LOG, INDEX, LOG_INDEX))
 _TOKEN = re.compile(
     r"""\s+ | --[^\n]* | /\*.*?(?:\*/|\Z)
@@ -171,8 +168,8 @@ def _foreign_entry(conn: sqlite3.Connection, entry: _Entry) -> Finding:
 
 
 def _sqlite3(conn: sqlite3.Connection, statement: str) -> str:
-    path = file_of(conn)
-    return f"sqlite3 {shlex.quote(path or 'FILE')} {shlex.quote(statement)}"
+    path = shlex.quote(file_of(conn) or "FILE")
+    return f"sqlite3 {path} {shlex.quote(statement)}"
 
 
 def _own_names(entries: list[_Entry]) -> set[str]:
@@ -259,39 +256,39 @@ def _missing(
         yield Finding(DAMAGED, message, "restart Datasette, which recreates it")
 
 
-def _damaged(conn: sqlite3.Connection) -> list[Finding]:
+def _damaged(conn: sqlite3.Connection, entries: list[_Entry]) -> Iterator[Finding]:
     """What SQLite finds wrong with the tables and their indexes, and with their ids."""
-    own = _own_names(_entries(conn))
-    tables = [table for table in TABLES if table in own]
-    if TABLE not in tables:
-        return []
-    remedy = (
-        f"repair it: {_sqlite3(conn, f'reindex {TABLE}')}, and if that does not help, "
-        "restore the database from a backup"
-    )
-    if sqlite3.sqlite_version_info < _CHECKS_ONE_TABLE:
-        tables = ["1"]
-    for table in tables:
+    own = _own_names(entries)
+    if TABLE not in own:
+        return
+    for table in sorted(own.intersection(TABLES)):
+        # SQLite before 3.33 checks the whole file.
         answer = conn.execute(f"pragma integrity_check({table})").fetchall()[0][0]
         if answer != "ok":
             message = (
                 f"The table {TABLE} or its index is damaged, so that a read can miss the "
                 f"newest version (SQLite says: {str(answer).splitlines()[-1]})"
             )
-            return [Finding(DAMAGED, message, remedy)]
+            remedy = (
+                f"repair it: {_sqlite3(conn, f'reindex {TABLE}')}, and if that does not "
+                "help, restore the database from a backup"
+            )
+            yield Finding(DAMAGED, message, remedy)
+            return
     if not schema.is_migrated(conn):
-        return []  # 0.x could store any version, which the upgrade makes a number
+        return  # 0.x could store any version, which the upgrade makes a number
     # The index, which agrees with the table, has all of it.
     rows = conn.execute(
         f"""select id from {TABLE} where typeof(name) <> 'text'
         or typeof(version) <> 'integer' or version not between 1 and {VERSION_MAX - 1}
         limit {_NAMED_MAX}"""  # noqa: S608
     ).fetchall()
-    message = f"Row {{}} of {TABLE} has no usable name or version, and can hide the newest value"
-    return [
-        Finding(DAMAGED, message.format(row[0]), f"remove it: {_DESTROY_ROW} {row[0]}")
-        for row in rows
-    ]
+    for (row_id,) in rows:
+        message = (
+            f"Row {row_id} of {TABLE} has no usable name or version, and can hide the "
+            "newest value"
+        )
+        yield Finding(DAMAGED, message, f"remove it: {_DESTROY_ROW} {row_id}")
 
 
 _found: weakref.WeakKeyDictionary[Database, list[Finding]] = weakref.WeakKeyDictionary()
@@ -308,7 +305,7 @@ async def inspect(db: Database) -> list[Finding]:
         conn.execute("savepoint inspection")
         try:
             found = _schema_findings(conn, was_made=schema.was_made(db))
-            return [*found, *_damaged(conn)]
+            return [*found, *_damaged(conn, _entries(conn))]
         finally:
             conn.execute("release inspection")
 
@@ -321,11 +318,10 @@ async def current_findings(db: Database) -> list[Finding]:
 
     Raises as `inspect` does.
     """
-
-    def inspect_secrets_schema(conn: sqlite3.Connection) -> list[Finding]:
-        return _schema_findings(conn, was_made=schema.was_made(db))
-
-    return await (inspect(db) if _found.get(db) else read(db, inspect_secrets_schema))
+    if _found.get(db):
+        return await inspect(db)
+    was_made = schema.was_made(db)
+    return await read(db, lambda conn: _schema_findings(conn, was_made=was_made))
 
 
 def _schema_findings(conn: sqlite3.Connection, *, was_made: bool) -> list[Finding]:
