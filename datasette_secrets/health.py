@@ -208,7 +208,7 @@ async def _needs_upgrade(instance: Instance, census: rotation.Census) -> list[Re
         return remarks
     if (more := count - len(named)) > 0:
         named.append(f"{more:,} more")
-    if await schema.is_legacy(instance.db):
+    if await read(instance.db, schema.legacy_value):
         is_configured = instance.settings.ring is not None
         way_out = fernet.way_out(is_configured=is_configured)
     else:

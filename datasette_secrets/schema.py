@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import sqlite_utils
 
-from .database import make_private, read, write
+from .database import make_private, write
 from .errors import DatabaseUnavailable, NeedsUpgrade
 
 if TYPE_CHECKING:
@@ -83,23 +83,17 @@ def _renumber_versions(db: sqlite_utils.Database) -> None:
 
     0.x could store one number twice, and served versions that were not numbers.
     """
-    names = db.execute(
-        f"""select name from {TABLE} group by name, version having count(*) > 1
-        union select name from {TABLE} where not
-            (typeof(version) = 'integer' and version between 1 and {VERSION_MAX - 1})
-        """  # noqa: S608
+    last: dict[str, int] = {}
+    rows = db.execute(
+        f"select id, name, version from {TABLE} order by version, id desc"  # noqa: S608
     ).fetchall()
-    for (name,) in names:
-        last = 0
-        for row_id, version in db.execute(
-            f"select id, version from {TABLE} where name = :name order by version, id desc",  # noqa: S608
-            {"name": name},
-        ).fetchall():
-            is_number = type(version) is int and version < VERSION_MAX
-            last = max(last + 1, version if is_number else 0)
+    for row_id, name, version in rows:
+        is_number = type(version) is int and version < VERSION_MAX
+        last[name] = max(last.get(name, 0) + 1, version if is_number else 0)
+        if last[name] != version:
             db.execute(
                 f"update {TABLE} set version = :number where id = :id",  # noqa: S608
-                {"number": last, "id": row_id},
+                {"number": last[name], "id": row_id},
             )
 
 
@@ -119,19 +113,11 @@ def apply_migrations(conn: sqlite3.Connection) -> None:
     The record of applied migrations is ignored, because somebody may have changed it or
     restored a table of 0.x without it.
     """
-    indexes = {
-        row[1]
-        for table in TABLES
-        for row in conn.execute(f"pragma index_list({table})").fetchall()
-    }
-    if {column for column, _ in ADDED} <= _columns(conn) and (
-        {INDEX, LOG_INDEX} <= indexes
-    ):
+    made = {row[0] for row in conn.execute("select name from sqlite_master").fetchall()}
+    has_columns = {column for column, _ in ADDED} <= _columns(conn)
+    if has_columns and {INDEX, LOG_INDEX} <= made:
         return
-    record = {"table": migrations.migrations_table}
-    if conn.execute(
-        "select 1 from sqlite_master where name = :table", record
-    ).fetchall():
+    if migrations.migrations_table in made:
         conn.execute(
             f"delete from {migrations.migrations_table} where migration_set = :name",  # noqa: S608
             {"name": migrations.name},
@@ -157,11 +143,6 @@ def legacy_value(conn: sqlite3.Connection) -> tuple[str, int] | None:
         f"select name, version from {TABLE} where encrypted is not null limit 1"  # noqa: S608
     ).fetchall()
     return (str(rows[0][0]), rows[0][1]) if rows else None
-
-
-async def is_legacy(db: Database) -> bool:
-    """Whether this is a table of 0.x with values in it. Raises DatabaseUnavailable."""
-    return await read(db, legacy_value) is not None
 
 
 _migrated: weakref.WeakSet[Database] = weakref.WeakSet()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from . import envelope, fernet, inspection, schema, service, store
+from . import database, envelope, fernet, inspection, schema, service, store
 from .changes import announce
 from .events import Change, via
 from .instance import get_instance
@@ -80,7 +80,7 @@ async def upgrade_at_start(datasette: Datasette) -> Upgrade | None:
     Raises NotConfigured, MissingExtra and DatabaseUnavailable; nothing is then changed.
     """
     instance = get_instance(datasette)
-    if not await schema.is_legacy(instance.db):
+    if await database.read(instance.db, schema.legacy_value) is None:
         return None
     fernet.require_fernet()
     report = Upgrade()
