@@ -263,19 +263,8 @@ async def _select(
     db: Database, where: str, parameters: Mapping[str, object]
 ) -> list[Entry]:
     sql = f"select {', '.join(Entry._fields)} from {schema.LOG} where {where}"  # noqa: S608
-
-    def read_log_of_secrets(conn: sqlite3.Connection) -> list[Entry]:
-        try:
-            rows = conn.execute(sql, parameters).fetchall()
-        except sqlite3.OperationalError as error:
-            if not str(error).startswith("no such table"):
-                raise
-            if schema.was_made(db):
-                raise schema.gone() from None
-            return []
-        return [Entry._make([*row[:-1], _detail(row[-1])]) for row in map(tuple, rows)]
-
-    return await database.read(db, read_log_of_secrets)
+    rows = await schema.fetch(db, sql, parameters)
+    return [Entry._make([*row[:-1], _detail(row[-1])]) for row in rows]
 
 
 def _detail(text: object) -> dict[str, Any]:

@@ -30,6 +30,8 @@ VACUUM_MAX_BYTES = 50_000_000
 _CHECKPOINT_TIMEOUT_MS = 2_000
 
 T = TypeVar("T")
+#: By name, or in order.
+Parameters = Mapping[str, object] | Sequence[object]
 
 
 class CleanUp(NamedTuple):
@@ -279,7 +281,7 @@ class Reader:
         self._turning = False
 
     async def select(
-        self, sql: str, parameters: Mapping[str, object] | Sequence[object]
+        self, sql: str, parameters: Parameters
     ) -> list[tuple[Any, ...]] | None:
         """All rows of a query, or None if it has to run in a thread."""
         if time.perf_counter() > self._turn_ends:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sqlite3
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlite_utils
 
-from .database import make_private, write
+from .database import Parameters, make_private, read, tuple_cursor, write
 from .errors import DatabaseUnavailable, NeedsUpgrade
 
 if TYPE_CHECKING:
@@ -153,13 +153,6 @@ def was_made(db: Database) -> bool:
     return db in _migrated
 
 
-def gone() -> DatabaseUnavailable:
-    """The error where they are not."""
-    return DatabaseUnavailable(
-        "The table of the secrets is gone; restore the database and restart Datasette"
-    )
-
-
 async def ensure_migrated(db: Database) -> None:
     """Migrate the tables, once in this process.
 
@@ -176,3 +169,47 @@ async def ensure_migrated(db: Database) -> None:
     if db not in _migrated:
         await write(db, migrate_secrets_tables)
         _migrated.add(db)
+
+
+async def fetch(
+    db: Database, sql: str, parameters: Parameters
+) -> list[tuple[Any, ...]]:
+    """All rows of a query on our tables. Raises DatabaseUnavailable."""
+
+    def rows_of_secrets(conn: sqlite3.Connection) -> list[tuple[Any, ...]]:
+        return select(conn, sql, parameters, was_made=was_made(db))
+
+    return await read(db, rows_of_secrets)
+
+
+def select(
+    conn: sqlite3.Connection,
+    sql: str,
+    parameters: Parameters,
+    *,
+    was_made: bool = True,
+) -> list[tuple[Any, ...]]:
+    """All rows, or none before the tables were made.
+
+    Columns that 0.x did not have are null. `was_made`: a missing table is an error.
+    """
+    try:
+        with tuple_cursor(conn) as cursor:
+            return cursor.execute(sql, parameters).fetchall()
+    except sqlite3.OperationalError as error:
+        # Only the first words are fixed. The rest may be text that is not UTF-8.
+        message = str(error)
+        if message.startswith("no such table"):
+            if was_made:
+                raise DatabaseUnavailable(
+                    "The table of the secrets is gone; restore the database and restart "
+                    "Datasette"
+                ) from None
+            return []
+        if message.startswith("no such column"):
+            for column, _ in ADDED:
+                sql = sql.replace(column, "null")
+        elif not message.startswith("Could not decode"):
+            raise
+    # Datasette's own settings can read text that is not UTF-8.
+    return list(map(tuple, conn.execute(sql, parameters).fetchall()))

@@ -13,20 +13,19 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import schema
 from .changes import Changing
 from .database import (
+    Parameters,
     Reader,
     collector_paused,
     not_kept,
-    read,
     time_limit,
     transaction,
     tuple_cursor,
 )
 from .envelope import ENCRYPTED_MAX_BYTES, ENVELOPE_VERSION, Sealed
 from .errors import DatabaseUnavailable, InvalidSecret, VersionConflict
-from .schema import TABLE, VERSION_MAX
+from .schema import TABLE, VERSION_MAX, fetch, select
 
 if TYPE_CHECKING:
     from datasette.database import Database
@@ -139,65 +138,28 @@ class Held(NamedTuple):
 
 async def newest_version(reader: Reader, name: str) -> Row | None:
     """The newest version of `name`, or None when nothing is stored or there is no table."""
-    rows = await reader.select(_SELECT_CURRENT, (name,))
-    if rows is not None:
-        if not rows:
-            return None
-        row_id, version, key_id, wrapped_key, encrypted, used, is_current = rows[0]
-        if is_current:
-            envelope = (ENVELOPE_VERSION, key_id, wrapped_key, encrypted)
-            return Row(row_id, name, version, *envelope, None, used)
-    rows = await _fetch(reader.db, _SELECT_ROW, {"name": name})
+    rows = await _read(reader, _SELECT_CURRENT, (name,))
+    if not rows:
+        return None
+    row_id, version, key_id, wrapped_key, encrypted, used, is_current = rows[0]
+    if is_current:
+        envelope = (ENVELOPE_VERSION, key_id, wrapped_key, encrypted)
+        return Row(row_id, name, version, *envelope, None, used)
+    rows = await _read(reader, _SELECT_ROW, {"name": name})
     return Row._make(rows[0]) if rows else None
 
 
 async def newest(reader: Reader, name: str) -> Version | None:
     """The newest version of `name` without its envelope."""
-    rows = await reader.select(_SELECT_VERSION, {"name": name})
-    if rows is None:
-        rows = await _fetch(reader.db, _SELECT_VERSION, {"name": name})
+    rows = await _read(reader, _SELECT_VERSION, {"name": name})
     return Version._make(rows[0]) if rows else None
 
 
-async def _fetch(
-    db: Database, sql: str, parameters: Mapping[str, object]
+async def _read(
+    reader: Reader, sql: str, parameters: Parameters
 ) -> list[tuple[Any, ...]]:
-    def rows_of_secrets(conn: sqlite3.Connection) -> list[tuple[Any, ...]]:
-        return _select(conn, sql, parameters, was_made=schema.was_made(db))
-
-    return await read(db, rows_of_secrets)
-
-
-def _select(
-    conn: sqlite3.Connection,
-    sql: str,
-    parameters: Mapping[str, object],
-    *,
-    was_made: bool = True,
-) -> list[tuple[Any, ...]]:
-    """All rows, or none before the table was made.
-
-    Columns that 0.x did not have are null. `was_made`: a missing table is an error.
-    """
-    try:
-        with tuple_cursor(conn) as cursor:
-            return cursor.execute(sql, parameters).fetchall()
-    except sqlite3.OperationalError as error:
-        # Only the first words are fixed. The rest may be text that is not UTF-8.
-        message = str(error)
-        if message.startswith("no such table"):
-            if was_made:
-                raise schema.gone() from None
-            return []
-        if message.startswith("no such column"):
-            for column in ("wrapped_key", "envelope_version", "renew_by"):
-                sql = sql.replace(column, "null")
-        elif not message.startswith("Could not decode"):
-            raise
-    # Datasette's own settings can read text that is not UTF-8.
-    cursor = conn.cursor()
-    cursor.row_factory = None
-    return cursor.execute(sql, parameters).fetchall()
+    rows = await reader.select(sql, parameters)
+    return await fetch(reader.db, sql, parameters) if rows is None else rows
 
 
 def insert_version(
@@ -293,7 +255,7 @@ def destroy_row(changing: Changing, row_id: int) -> tuple[str, object]:
 
 
 def _row(conn: sqlite3.Connection, name: str, version: int) -> Row:
-    rows = _select(
+    rows = select(
         conn,
         f"select {_ROW} from {TABLE} where name = :name and version = :version",  # noqa: S608
         {"name": name, "version": str(version)},  # of any size
@@ -353,7 +315,7 @@ async def history(db: Database, name: str) -> list[Version]:
     """Every version of `name`, newest first."""
     sql = f"""select {_VERSION} from {TABLE} where name = :name
         order by version desc, id"""  # noqa: S608
-    return list(map(Version._make, await _fetch(db, sql, {"name": name})))
+    return list(map(Version._make, await fetch(db, sql, {"name": name})))
 
 
 async def names(db: Database, *, with_date: bool = False) -> list[str]:
@@ -366,7 +328,7 @@ async def names(db: Database, *, with_date: bool = False) -> list[str]:
         distinct += " and renew_by is not null"
     # One text is twice as fast as a row for each name.
     sql = f"select json_group_array(name) from ({distinct} order by name)"  # noqa: S608
-    [(texts,)] = await _fetch(db, sql, {}) or [("[]",)]
+    [(texts,)] = await fetch(db, sql, {}) or [("[]",)]
     # Names that are not UTF-8 can become the same text.
     return sorted(dict.fromkeys(json.loads(texts)))
 
@@ -379,7 +341,7 @@ async def unusual_names(db: Database, key_ids: list[str]) -> set[str]:
     sql = f"""select distinct name from {TABLE} not indexed where typeof(name) = 'text'
         and (deleted_at is not null or renew_by is not null or wrapped_key is null
         or encryption_key_name not in (select value from json_each(:key_ids)))"""  # noqa: S608
-    rows = await _fetch(db, sql, {"key_ids": json.dumps(key_ids)})
+    rows = await fetch(db, sql, {"key_ids": json.dumps(key_ids)})
     return {name for (name,) in rows}
 
 
@@ -389,7 +351,7 @@ async def newest_versions(db: Database, names: list[str]) -> list[Version]:
         select {_VERSION} from each cross join {TABLE} on id = (
             select id from {TABLE} where name = each_name {_ORDER}
         )"""  # noqa: S608
-    rows = await _fetch(db, sql, {"names": json.dumps(names)})
+    rows = await fetch(db, sql, {"names": json.dumps(names)})
     return list(map(Version._make, rows))
 
 
@@ -398,7 +360,7 @@ async def last_uses(db: Database, names: list[str]) -> dict[str, LastUse]:
     # With max(), SQLite takes the other columns from the row of the maximum.
     sql = f"""select name, max(last_used_at), last_used_by, version from {TABLE}
         where name in {_NAMES} and last_used_at is not null group by name"""  # noqa: S608
-    rows = await _fetch(db, sql, {"names": json.dumps(names)})
+    rows = await fetch(db, sql, {"names": json.dumps(names)})
     return {name: LastUse(*used) for name, *used in rows}
 
 
@@ -406,7 +368,7 @@ async def key_counts(db: Database) -> list[tuple[str, int, bool]]:
     """Each key ID, how many versions need it, and whether 0.x wrote those."""
     sql = f"""select encryption_key_name, count(*), {_NO_ENVELOPE} from {TABLE}
         where wrapped_key is not null or encrypted is not null group by 1, 3"""  # noqa: S608
-    rows = await _fetch(db, sql, {})
+    rows = await fetch(db, sql, {})
     return [(str(key_id), versions, bool(legacy)) for key_id, versions, legacy in rows]
 
 
@@ -414,7 +376,7 @@ async def versions_elsewhere(db: Database, key_id: str) -> list[Version]:
     """The versions that hold an envelope under any other master key than this one."""
     sql = f"""select {_VERSION} from {TABLE} where wrapped_key is not null
         and encryption_key_name is not :key_id order by name, version desc"""  # noqa: S608
-    return list(map(Version._make, await _fetch(db, sql, {"key_id": key_id})))
+    return list(map(Version._make, await fetch(db, sql, {"key_id": key_id})))
 
 
 async def count_held(db: Database, up_to: int = 2**63 - 1) -> Held:
@@ -422,7 +384,7 @@ async def count_held(db: Database, up_to: int = 2**63 - 1) -> Held:
     values = "count(ifnull(wrapped_key, encrypted))"
     sql = f"""select {values}, count(*) - {values}, ifnull(max(id), 0)
         from {TABLE} not indexed where id <= :up_to"""  # noqa: S608
-    return Held(*next(iter(await _fetch(db, sql, {"up_to": up_to})), ()))
+    return Held(*next(iter(await fetch(db, sql, {"up_to": up_to})), ()))
 
 
 @collector_paused()
@@ -452,14 +414,14 @@ def rows_from(
     columns = _WRAP if wraps_only else _ROW
     sql = f"select {columns} from {TABLE} where {where} order by id limit :limit"  # noqa: S608
     parameters = {"row_id": row_id, "limit": limit, "key_id": but_key_id}
-    rows = _select(conn, sql, parameters, was_made=was_made)
+    rows = select(conn, sql, parameters, was_made=was_made)
     return [Row(*row) for row in rows]
 
 
 async def rows_with_ids(db: Database, ids: list[int]) -> list[Row]:
     """The rows with these ids that hold a value."""
     sql = f"select {_ROW} from {TABLE} where {_HOLDS_VALUE} and {_IDS} order by id"  # noqa: S608
-    return [Row(*row) for row in await _fetch(db, sql, {"ids": json.dumps(ids)})]
+    return [Row(*row) for row in await fetch(db, sql, {"ids": json.dumps(ids)})]
 
 
 @collector_paused()
