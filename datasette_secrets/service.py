@@ -331,7 +331,7 @@ async def roll_back(
             changing,
             name,
             lambda number: envelope.reseal(ring, name, version, row, number),
-            note=store.note_of(changing.conn, row.id),
+            note=str(row.note or ""),
             expected_version=expected_version,
         )
         detail = {"rolled_back_from": version}

@@ -42,7 +42,7 @@ _NO_ENVELOPE = "wrapped_key is null and envelope_version is null"
 _CELLS = ("envelope_version", "encryption_key_name", "wrapped_key", "encrypted")
 
 _WRAP = "id, name, version, envelope_version, encryption_key_name, wrapped_key"
-_ROW = f"{_WRAP}, {_ENCRYPTED}, deleted_at, last_used_at"
+_ROW = f"{_WRAP}, {_ENCRYPTED}, deleted_at, last_used_at, note"
 _VERSION = (
     "id, name, version, note, encryption_key_name, created_at, created_by, updated_at, "
     "updated_by, deleted_at, deleted_by, last_used_at, last_used_by, renew_by, "
@@ -76,6 +76,7 @@ class Row(NamedTuple):
     encrypted: bytes | None = None
     deleted_at: str | None = None
     last_used_at: str | None = None
+    note: str | None = None
 
     @property
     def is_destroyed(self) -> bool:
@@ -274,13 +275,6 @@ def find_version(conn: sqlite3.Connection, name: str, version: int) -> Row:
     if row.is_destroyed:
         raise InvalidSecret(f"{name} version {version} was destroyed")
     return row
-
-
-def note_of(conn: sqlite3.Connection, row_id: int) -> str:
-    """The note of a version, empty if it has none."""
-    sql = f"select note from {TABLE} where id = :id"  # noqa: S608
-    [(note,)] = conn.execute(sql, {"id": row_id}).fetchall()
-    return str(note or "")
 
 
 def find_newest(conn: sqlite3.Connection, name: str) -> Version | None:
