@@ -12,6 +12,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import config, database, fernet, inspection, schema
@@ -36,6 +37,7 @@ def _utc(second: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(second))
 
 
+@dataclass
 class Changing:
     """One transaction: who makes it and when, and the rows that it writes.
 
@@ -43,15 +45,14 @@ class Changing:
     is read back before the transaction ends, because somebody's trigger can undo a write.
     """
 
-    def __init__(
-        self, conn: sqlite3.Connection, actor_id: str | None, via: str
-    ) -> None:
-        self.conn = conn
-        self.actor_id = actor_id
-        self.via = via
-        self.at = now()
-        self.made: list[Change] = []
-        self._written: dict[tuple[str, int], Mapping[str, object] | None] = {}
+    conn: sqlite3.Connection
+    actor_id: str | None
+    via: str
+    at: str = field(default_factory=now)
+    made: list[Change] = field(default_factory=list)
+    _written: dict[tuple[str, int], Mapping[str, object] | None] = field(
+        default_factory=dict, repr=False
+    )
 
     def insert(self, table: str, columns: Mapping[str, object]) -> int:
         """Insert a row and return its id."""
@@ -120,9 +121,7 @@ async def make(
     DatabaseUnavailable; nothing is then changed.
     """
     try:
-        if migrates:
-            await inspection.require_own(db)
-        else:
+        if not migrates:
             await inspection.prepare(db, mends=mends)
     except NeedsUpgrade as error:
         is_configured = config.load(datasette).ring is not None
