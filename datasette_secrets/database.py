@@ -17,7 +17,6 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .errors import DatabaseUnavailable, InvalidSecret
@@ -74,7 +73,7 @@ async def write(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
     raised there. Raises DatabaseUnavailable if the database cannot be written.
     """
     if not db.is_mutable:
-        raise DatabaseUnavailable(f"The database {_describe(db)} is immutable")
+        raise DatabaseUnavailable(f"The database {db.path or db.name!r} is immutable")
     require_same_file(db)
 
     @wraps(fn)
@@ -112,7 +111,7 @@ def require_same_file(db: Database) -> None:
         identity = (found.st_dev, found.st_ino)
     if _files.get(db, identity) != identity:
         raise DatabaseUnavailable(
-            f"The database {_describe(db)} was replaced or deleted; restart Datasette"
+            f"The database {db.path!r} was replaced or deleted; restart Datasette"
         )
     if identity is not None:  # else the first connection is about to create the file
         _files[db] = identity
@@ -231,16 +230,12 @@ def _explained(error: Exception, verb: str) -> Exception:
     if isinstance(error, UnicodeDecodeError):  # SQLite quotes a damaged schema
         error = sqlite3.DatabaseError(_DAMAGED)
     if isinstance(error, sqlite3.DatabaseError):
-        return unavailable(error, verb)
+        return DatabaseUnavailable(
+            f"The database of the secrets cannot be {verb}: {_cause(error)}"
+        )
     if isinstance(error, UnicodeEncodeError):
         return InvalidSecret("The name of a secret must be valid UTF-8")
     return error
-
-
-def unavailable(error: sqlite3.Error, verb: str) -> DatabaseUnavailable:
-    return DatabaseUnavailable(
-        f"The database of the secrets cannot be {verb}: {_cause(error)}"
-    )
 
 
 def not_kept() -> DatabaseUnavailable:
@@ -250,10 +245,6 @@ def not_kept() -> DatabaseUnavailable:
         "it may undo changes, or another process may change the same rows: run 'datasette "
         "secrets status' and try again"
     )
-
-
-def _describe(db: Database) -> str:
-    return repr(db.path or db.name)
 
 
 def is_temporary(db: Database) -> bool:
@@ -383,21 +374,19 @@ async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
             log_emptied = not busy
         except sqlite3.DatabaseError as error:
             remains.append(f"the write-ahead log could not be emptied: {_cause(error)}")
+        # Litestream has a folder beside the file, or its tables in it.
+        folder, name = os.path.split(db.path or "")
         query = (
             "select 1 from sqlite_master where type = 'table' and "
             "name = '_litestream_seq'"
         )
-        path = Path(db.path) if db.path else None
         return CleanUp(
             vacuumed,
             log_emptied,
             "; ".join(remains) or None,
             failed=bool(remains),
-            # Its folder is beside the file, or its tables are in it.
-            litestream=bool(conn.execute(query).fetchall())
-            or (
-                path is not None and path.with_name(f".{path.name}-litestream").exists()
-            ),
+            litestream=os.path.exists(os.path.join(folder, f".{name}-litestream"))
+            or bool(conn.execute(query).fetchall()),
         )
 
     # This uses its own connection, outside of Datasette's write hooks. They mistake a
@@ -405,4 +394,4 @@ async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
     try:
         return await db.execute_isolated_fn(clean_up_secrets)  # type: ignore[no-any-return]
     except sqlite3.DatabaseError as error:
-        raise unavailable(error, "cleaned up") from None
+        raise _explained(error, "cleaned up") from None
