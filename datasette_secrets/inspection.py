@@ -125,7 +125,11 @@ def _entries(conn: sqlite3.Connection) -> list[_Entry]:
         from sqlite_master where instr(statement, :table) order by rowid""",
         {"table": TABLE},
     ).fetchall()
-    entries = [_Entry._make([*row[:3], _tokens(row[3])]) for row in rows]
+    # SQLite goes by what comes before a null character.
+    entries = [
+        _Entry._make([*(name.split("\0")[0] for name in row[:3]), _tokens(row[3])])
+        for row in rows
+    ]
     return [entry for entry in entries if entry.runs or entry.has_name_of_ours]
 
 

@@ -121,6 +121,21 @@ SCHEMA: dict[str, Change] = {
         f"create trigger planted after update on {_TABLE} {_IGNORE}",
         _HIDDEN.format("sql = cast(sql as blob)"),
     ),
+    "trigger with null characters": schema(
+        f"create trigger planted after update on {_TABLE} {_IGNORE}",
+        _HIDDEN.format(
+            "type = type || char(0) || 'x', name = name || char(0) || 'x', "
+            "tbl_name = tbl_name || char(0) || 'x'"
+        ),
+    ),
+    "trigger on another table with null characters": schema(
+        "create table other (a)",
+        f"create trigger planted after insert on other begin delete from {_TABLE}; end",
+        _HIDDEN.format(
+            "type = type || char(0) || 'x', name = name || char(0) || 'x', "
+            "tbl_name = tbl_name || char(0) || 'x'"
+        ),
+    ),
     "view": sql(f"create view planted as select name from {_TABLE}"),
     "table that shows the rows": sql(
         f"create virtual table planted using fts5(name, content={_TABLE})"
