@@ -275,21 +275,13 @@ def _border(function: Callable[P, T]) -> Callable[P, T]:
     Raises CannotOpen if the row is not authentic.
     """
 
-    @functools.wraps(function)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:  # whatever it is, its frames hold the same locals
-            from nacl.exceptions import CryptoError
+    def explain(error: Exception, *args: object) -> Exception:
+        from nacl.exceptions import CryptoError
 
-            is_damaged = isinstance(error, (CryptoError, ValueError))
-            bare = CannotOpen(args[1], args[2]) if is_damaged else error
-            bare.with_traceback(None)
-            bare.__cause__ = bare.__context__ = None
-        del args, kwargs
-        raise bare
+        is_damaged = isinstance(error, (CryptoError, ValueError))
+        return CannotOpen(args[1], args[2]) if is_damaged else error
 
-    return guarded
+    return without_frames(function, explain)
 
 
 @_border

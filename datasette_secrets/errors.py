@@ -150,11 +150,15 @@ class DatabaseUnavailable(SecretsError):
     code = "database-unavailable"
 
 
-def without_frames(function: Callable[P, T]) -> Callable[P, T]:
+def without_frames(
+    function: Callable[P, T],
+    explain: Callable[..., Exception] = lambda error, *_: error,
+) -> Callable[P, T]:
     """Drop the frames of `function` from its exceptions, because they hold keys or values.
 
     With `rich` installed, Datasette prints the locals of every frame of an exception. The
-    caller's frame stays, and must hold neither.
+    caller's frame stays, and must hold neither. `explain`: given the exception and the
+    arguments of `function`, returns the exception to raise.
     """
 
     @functools.wraps(function)
@@ -162,7 +166,7 @@ def without_frames(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except Exception as error:  # whatever it is, its frames hold the same locals
-            bare = error.with_traceback(None)
+            bare = explain(error, *args).with_traceback(None)
             bare.__cause__ = bare.__context__ = None
         del args, kwargs
         raise bare
