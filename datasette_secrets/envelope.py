@@ -239,10 +239,6 @@ class Plaintext:
         """The value itself. Pass it on at once: it must not become a local variable."""
         return self._utf8.decode("utf-8")
 
-    def contains_key_of(self, ring: KeyRing) -> bool:
-        """Whether one of the master keys is in the value."""
-        return ring.any_appears_in(self._utf8.decode("utf-8"))
-
     @without_frames
     def seal(self, master_key: MasterKey, name: str, version: int) -> Sealed:
         """Seal the value as `version` of `name`, with a new data key.

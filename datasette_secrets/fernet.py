@@ -9,6 +9,7 @@ imported at first use.
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 from .errors import MissingExtra
 
@@ -35,7 +36,7 @@ def way_out(*, is_configured: bool) -> str:
     )
 
 
-def decrypt(master_key: bytes, token: object) -> bytes:
+def decrypt(master_key: bytes, token: Any) -> bytes:
     """The value in a token of 0.x.
 
     `master_key`: 32 bytes. Call `require_fernet` first. Raises ValueError when it is not a
@@ -43,11 +44,7 @@ def decrypt(master_key: bytes, token: object) -> bytes:
     """
     from cryptography.fernet import Fernet, InvalidToken
 
-    if isinstance(token, str):
-        token = token.encode("utf-8", "replace")
-    if not isinstance(token, bytes):
-        raise ValueError
     try:
         return Fernet(base64.urlsafe_b64encode(master_key)).decrypt(token)
-    except InvalidToken:
+    except (InvalidToken, TypeError):
         raise ValueError from None

@@ -228,7 +228,7 @@ async def set_secrets(
         await _check_name(datasette, instance, name)
     ring = instance.settings.require_ring()
     for name, value in values.items():
-        if value.contains_key_of(ring):
+        if ring.any_appears_in(value.reveal()):
             raise InvalidSecret(
                 f"The value of {name} contains a master key, which must not be stored"
             )
