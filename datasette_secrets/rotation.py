@@ -61,36 +61,24 @@ class Problem:
         if row.is_legacy and not isinstance(error, CannotUpgrade):
             error = NeedsUpgrade(name, version)
         remedy = _destroy_command(row)
+        or_destroy = f", or, if the key is lost, destroy the version: {remedy}"
         if isinstance(error, NeedsUpgrade):
             remedy = "datasette secrets upgrade"
+        elif isinstance(error, UnknownMasterKey):
+            remedy = f"add key {error.key_id} to encryption-key{or_destroy}"
         elif isinstance(error, CannotUpgrade) and not error.is_too_large:
             remedy = (
-                "add its key to encryption-key and run 'datasette secrets upgrade' again, "
-                f"or, if the key is lost, destroy the version: {remedy}"
-            )
-        elif isinstance(error, UnknownMasterKey):
-            remedy = (
-                f"add key {error.key_id} to encryption-key, or, if the key is lost, "
-                f"destroy the version: {remedy}"
+                "add its key to encryption-key and run 'datasette secrets upgrade' again"
+                f"{or_destroy}"
             )
         return cls(name, version, error.code, str(error), remedy)
-
-    @classmethod
-    def of_finding(cls, finding: inspection.Finding) -> Problem:
-        return cls(None, None, *finding)
 
 
 def _destroy_command(row: store.Row) -> str:
     """The command that destroys this row, whatever its name and version are."""
-    name: object = row.name
-    version: object = row.version
-    if (
-        isinstance(name, str)
-        and name.isprintable()
-        and not name.startswith("-")
-        and type(version) is int
-        and 0 < version < schema.VERSION_MAX
-    ):
+    name, version = str(row.name), row.version
+    is_usable = name == row.name and name.isprintable() and not name.startswith("-")
+    if is_usable and type(version) is int and 0 < version < schema.VERSION_MAX:
         return f"datasette secrets destroy {shlex.quote(name)} --version {version}"
     return f"datasette secrets destroy-row {row.id}"
 
@@ -125,17 +113,10 @@ class Census:
 
         Empty while there are rows without a valid key ID: rows of 0.x, and damaged ones.
         """
-        if (
-            self.legacy
-            or not self.versions
-            or not all(map(envelope.is_key_id, self.counts))
-        ):
+        is_known = self.counts and all(map(envelope.is_key_id, self.counts))
+        if self.legacy or not is_known:
             return []
-        return [
-            key_id
-            for key_id in self.ring
-            if key_id != self.primary and not self.counts.get(key_id)
-        ]
+        return [key_id for key_id in self.ring[1:] if not self.counts.get(key_id)]
 
 
 @dataclass
@@ -225,7 +206,7 @@ async def verify(
         seen, start = 0, await store.count_held(instance.db)
         async for count, problems in checked(instance, unseal, batch_size):
             found.opened += count - len(problems)
-            found.problems += problems.values()
+            found.problems += problems
             if progress:
                 progress(count)
         progress = None
@@ -285,14 +266,12 @@ async def rotate(
     await inspection.require_sound(instance.db)
     which: dict[str, Any] = {"wraps_only": wraps_only}
     which["but_key_id"] = None if new_data_keys else primary
-    problems: dict[int, Problem] = {}
-    async for count, found in checked(instance, prove, batch_size, **which):
-        problems |= found
+    async for count, problems in checked(instance, prove, batch_size, **which):
+        report.problems += problems
         report.to_change += count
         if progress:
             progress(count)
-    report.problems = list(problems.values())
-    if dry_run or (problems and not skip_unopenable):
+    if dry_run or (report.problems and not skip_unopenable):
         report.census = await census(datasette)
         return report
 
@@ -327,7 +306,7 @@ async def rotate(
 
 async def checked(
     instance: Instance, operation: Operation, size: int, **which: Any
-) -> AsyncIterator[tuple[int, dict[int, Problem]]]:
+) -> AsyncIterator[tuple[int, list[Problem]]]:
     """Run `operation` on all rows that hold a value, in the order of their ids.
 
     `which`: parameters of `rows_from`. Yields, for each batch, the number of its rows and
@@ -335,13 +314,13 @@ async def checked(
     """
     row_id = -(2**63)
 
-    def check_secrets(conn: Any) -> tuple[int, dict[int, Problem]]:
+    def check_secrets(conn: Any) -> tuple[int, list[Problem]]:
         nonlocal row_id
         was_made = schema.was_made(instance.db)
         rows = store.rows_from(conn, row_id, size, was_made=was_made, **which)
         if rows:
             row_id = rows[-1].id + 1
-        return len(rows), rewritten(rows, operation)[1]
+        return len(rows), list(rewritten(rows, operation)[1].values())
 
     while (batch := await database.read(instance.db, check_secrets))[0]:
         yield batch
@@ -388,15 +367,14 @@ async def rewrite_batches(
         return bool(store.rows_from(conn, row_id, 1, **which))
 
     db, migrates = get_instance(datasette).db, migrate is not None
-    has_more = True
-    while has_more:
-        count = await make(
-            datasette, db, actor_id, rewrite_secret_versions, migrates=migrates
-        )
-        if progress and count:
+    while count := await make(
+        datasette, db, actor_id, rewrite_secret_versions, migrates=migrates
+    ):
+        if progress:
             progress(count)
         # A read, since another transaction could fail after all of the work is done.
-        has_more = bool(count) and await database.read(db, has_more_secrets)
+        if not await database.read(db, has_more_secrets):
+            break
     return problems
 
 

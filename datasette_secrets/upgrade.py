@@ -10,25 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from . import database, envelope, fernet, inspection, schema, service, store
+from . import envelope, fernet, inspection, rotation, schema, service, store
 from .changes import announce
+from .database import read
 from .events import Change, via
 from .instance import get_instance
-from .rotation import (
-    BATCH_SIZE,
-    Operation,
-    Progress,
-    Report,
-    checked,
-    rewrite_batches,
-)
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
 
 @dataclass
-class Upgrade(Report):
+class Upgrade(rotation.Report):
     """The rows of 0.x that were found, and the outcome."""
 
     #: Name and version of every row of 0.x that holds a value.
@@ -39,10 +32,10 @@ async def upgrade(
     datasette: Datasette,
     *,
     dry_run: bool = False,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = rotation.BATCH_SIZE,
     vacuum: bool = False,
     actor_id: str | None = None,
-    progress: Progress | None = None,
+    progress: rotation.Progress | None = None,
 ) -> Upgrade:
     """Re-seal what datasette-secrets 0.x stored under the primary master key.
 
@@ -60,10 +53,10 @@ async def upgrade(
     report = Upgrade(dry_run)
     if dry_run:
         reseal = _resealing(ring, report)
-        async for _, problems in checked(
+        async for _, problems in rotation.checked(
             instance, reseal, batch_size, legacy_only=True
         ):
-            report.problems += problems.values()
+            report.problems += problems
         return report
     await _convert(datasette, report, actor_id, batch_size, progress)
     report.clean_up = await service.clean_up(instance, vacuum=vacuum)
@@ -80,7 +73,7 @@ async def upgrade_at_start(datasette: Datasette) -> Upgrade | None:
     Raises NotConfigured, MissingExtra and DatabaseUnavailable; nothing is then changed.
     """
     instance = get_instance(datasette)
-    if await database.read(instance.db, schema.legacy_value) is None:
+    if await read(instance.db, schema.legacy_value) is None:
         return None
     fernet.require_fernet()
     report = Upgrade()
@@ -99,7 +92,7 @@ async def _convert(
     report: Upgrade,
     actor_id: str | None = None,
     batch_size: int = -1,
-    progress: Progress | None = None,
+    progress: rotation.Progress | None = None,
     *,
     only_first: bool = False,
 ) -> None:
@@ -115,7 +108,7 @@ async def _convert(
         return True
 
     ring = get_instance(datasette).settings.require_ring()
-    problems = await rewrite_batches(
+    problems = await rotation.rewrite_batches(
         datasette,
         report,
         _resealing(ring, report),
@@ -132,7 +125,7 @@ async def _convert(
         await announce(datasette, actor_id, _change(report.changed))
 
 
-def _resealing(ring: envelope.KeyRing, report: Upgrade) -> Operation:
+def _resealing(ring: envelope.KeyRing, report: Upgrade) -> rotation.Operation:
     def reseal(row: store.Row) -> envelope.Sealed:
         report.found.append((str(row.name), row.version))
         return envelope.upgrade(ring, row.name, row.version, row.encrypted)

@@ -220,7 +220,7 @@ async def verify(datasette: Datasette, as_json: bool) -> int:
     census = await rotation.census(datasette)
     with output.progress("Verifying", census.versions) as advance:
         found = await rotation.verify(datasette, progress=advance)
-    table = [rotation.Problem.of_finding(each) for each in findings]
+    table = [rotation.Problem(None, None, *each) for each in findings]
     if as_json:
         output.print_json(serialize.verification_json(instance, found, table))
     else:
