@@ -22,26 +22,19 @@ def table_lock(datasette: Datasette, action: str) -> list[PermissionSQL]:
     browsed. The internal database has no table pages, unless its file is served as well.
     """
     known = datasette.actions.get(action)
-    if (
-        known is None
-        or known.resource_class is None
-        or not issubclass(known.resource_class, TableResource)
-    ):
+    kind = known.resource_class if known else None
+    if kind is None or not issubclass(kind, TableResource):
         return []
     # Datasette binds the parameters of all rules together, so each has a name of its own.
-    parameters = {
-        f"datasette_secrets_database{number or ''}": name
-        for number, name in enumerate(config.exposed_names(datasette))
-    }
     return [
         PermissionSQL(
             sql=(
-                f"select :{parameter} as parent, '{table}' as child, "
+                f"select :datasette_secrets_{number} as parent, '{table}' as child, "
                 "0 as allow, 'only datasette-secrets touches this table' as reason"
             ),
-            params={parameter: name},
+            params={f"datasette_secrets_{number}": name},
         )
-        for parameter, name in parameters.items()
+        for number, name in enumerate(config.exposed_names(datasette))
         for table in TABLES
     ]
 
@@ -49,9 +42,8 @@ def table_lock(datasette: Datasette, action: str) -> list[PermissionSQL]:
 def write_lock(datasette: Datasette, database: str, request: object) -> Any:
     """A wrapper that keeps Datasette's own writes away from the tables of this plugin.
 
-    `table_lock` already forbids them. But before Datasette 1.0a39, the API to create a
-    table checks only permissions on the database, and then inserts into an existing table.
-    The writes of this plugin come with no request.
+    `table_lock` covers only what checks permissions on a table. Another plugin may write
+    what a request says without one. The writes of this plugin come with no request.
     """
     if request is None or database not in config.exposed_names(datasette):
         return None
