@@ -65,8 +65,7 @@ def load(datasette: Datasette) -> Settings:
     options = _options(datasette)
     if options is None:
         raise NotConfigured(f"{PLUGIN}: its configuration must be a mapping")
-    database = options.get("database")
-    if database is not None and not isinstance(database, str):
+    if not isinstance(options.get("database"), (str, type(None))):
         raise NotConfigured(f"{PLUGIN}: 'database' must be the name of a database")
     if "encryption-key" in options and "encryption_key" in options:
         raise InvalidMasterKey(
@@ -75,11 +74,11 @@ def load(datasette: Datasette) -> Settings:
         )
     key_option = _key_option(options)
     keys = _read_keys(key_option)
-    variables = [name.upper() for name in _variables(key_option)]
+    variables = [name.upper() for name in _named_by("$env", key_option) if name]
     return Settings(
         ring=KeyRing(keys.values()) if keys else None,
         sources={key.id: source for source, key in keys.items()},
-        database=None if database == "_internal" else database or None,
+        database=_database_name(options),
         reserved=_ALWAYS_RESERVED.union(
             name.removeprefix(ENV_PREFIX)
             for name in variables
@@ -95,11 +94,10 @@ def _warnings(
 ) -> Iterator[tuple[str, str]]:
     for option in options:
         if option not in _KNOWN_OPTIONS:
-            known = ", ".join(_KNOWN_OPTIONS[::2])
             yield (
                 "unknown-option",
                 f"the option {_named(str(option))} is unknown and has no effect. "
-                f"The options are {known}",
+                "The options are encryption-key, database",
             )
     for source, key in keys.items():
         if key.is_one_byte_repeated:
@@ -115,7 +113,7 @@ def _warnings(
                 f"{source} is visible in the command line, which other users of this "
                 "machine can read. Move it to a file",
             )
-    for path in _paths(_key_option(options)):
+    for path in _named_by("$file", _key_option(options)):
         if path is not None and is_readable_by_others(path):
             yield (
                 "key-file-mode",
@@ -151,15 +149,15 @@ def _named(text: str) -> str:
     return text
 
 
-def database_name(datasette: Datasette) -> str | None:
-    """The configured `database` if it is not the internal one. Loads no key, never raises."""
-    name = (_options(datasette) or {}).get("database")
+def _database_name(options: dict[str, Any]) -> str | None:
+    """The configured `database` if it is not the internal one."""
+    name = options.get("database")
     return name if isinstance(name, str) and name not in ("", "_internal") else None
 
 
 def key_files(datasette: Datasette) -> list[str | None]:
     """The path of each entry of `encryption-key`, newest first; None if it is not a file."""
-    return _paths(_key_option(_options(datasette) or {}))
+    return _named_by("$file", _key_option(_options(datasette) or {}))
 
 
 def exposed_names(datasette: Datasette) -> list[str]:
@@ -168,15 +166,14 @@ def exposed_names(datasette: Datasette) -> list[str]:
     They are the configured name, and that of any attached database that is the same file.
     Loads no key, never raises.
     """
-    name = database_name(datasette)
+    name = _database_name(_options(datasette) or {})
     internal = datasette.get_internal_database()
     own = internal if name is None else datasette.databases.get(name)
     path = own.path if own else None
-    configured = [] if name is None else [name]
-    return configured + [
+    return [
         other
         for other, db in datasette.databases.items()
-        if other != name and path and db.path and _is_same_file(db.path, path)
+        if db is own or (path and db.path and _is_same_file(db.path, path))
     ]
 
 
@@ -236,21 +233,12 @@ def _named_by(kind: str, key_option: Any) -> list[str | None]:
     return [name if isinstance(name, str) else None for name in names]
 
 
-def _paths(key_option: Any) -> list[str | None]:
-    return _named_by("$file", key_option)
-
-
-def _variables(key_option: Any) -> list[str]:
-    return [name for name in _named_by("$env", key_option) if name is not None]
-
-
 def _read_keys(key_option: Any) -> dict[str, MasterKey]:
     """The configured keys by their source, newest first."""
     texts = list(_texts(key_option))
     # A variable may be left unset on purpose. A configured file must contain a key.
-    if not any(_paths(key_option)[:1]) and not any(text for _, text in texts):
-        return {}
-    if not texts[0][1]:
+    is_file = any(_named_by("$file", key_option)[:1])
+    if (is_file or any(text for _, text in texts)) and not texts[0][1]:
         raise InvalidMasterKey(
             f"{PLUGIN}: {texts[0][0]} is empty, but the first key is the primary key"
         )
@@ -276,12 +264,10 @@ def _read_keys(key_option: Any) -> dict[str, MasterKey]:
 
 def _texts(key_option: Any) -> Iterator[tuple[str, str]]:
     """Where each key is configured, and its text."""
+    option, entries = "encryption-key", _entries(key_option)
     if key_option is None:
-        key_option = os.environ.get(ENV_KEY, "").split(",")
         option = f"the environment variable {ENV_KEY}"
-    else:
-        option = "encryption-key"
-    entries = _entries(key_option)
+        entries = os.environ.get(ENV_KEY, "").split(",")
     for number, entry in enumerate(entries, 1):
         of = f"entry {number} of " if len(entries) > 1 else ""
         source, text = _follow(of + option, entry)
@@ -290,9 +276,9 @@ def _texts(key_option: Any) -> Iterator[tuple[str, str]]:
 
 def _follow(option: str, entry: Any) -> tuple[str, str]:
     """Where an entry's text comes from, and the text. Raises InvalidMasterKey."""
-    if entry is None or isinstance(entry, str):
-        return option, entry or ""
     match entry:
+        case None | str():
+            return option, entry or ""
         case {"$env": str(name)} if len(entry) == 1:
             return f"{option} ($env {_named(name)})", os.environ.get(name, "")
         case {"$file": str(path)} if len(entry) == 1:
@@ -318,19 +304,18 @@ def _unreadable(option: str, problem: str) -> InvalidMasterKey:
 
 
 def _why_missing(key_option: Any) -> str:
-    variables = _variables(key_option)
+    cause = "'encryption-key' is empty"
+    variables = [_named(name) for name in _named_by("$env", key_option) if name]
     if key_option is None:
         cause = (
             f"neither 'encryption-key' nor the environment variable {ENV_KEY} is set"
         )
     elif variables:
         s, verb = ("s", "are") if len(variables) > 1 else ("", "is")
-        names = ", ".join(map(_named, variables))
+        names = ", ".join(variables)
         cause = (
             f"the environment variable{s} {names} of 'encryption-key' {verb} not set"
         )
-    else:
-        cause = "'encryption-key' is empty"
     return (
         f"{PLUGIN} is not configured, because {cause}. {HOW_TO_MAKE_A_KEY}. If secrets are "
         "stored already, configure their master key instead"
