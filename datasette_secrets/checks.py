@@ -2,8 +2,8 @@
 
 The check runs in an event loop of its own, in a daemon thread, and its blocking calls run
 in others. Nobody waits for it longer than ten seconds, so a check that blocks delays nobody
-else, and the process can end. Whatever it returns or raises
-is read in that thread. Only a CheckResult made here leaves it.
+else, and the process can end. Whatever it returns or raises is read in that thread. Only a
+CheckResult made here leaves it.
 """
 
 from __future__ import annotations
@@ -124,15 +124,12 @@ async def run_check(
     check = secret.check
     answer: Future[CheckResult] = Future()
 
-    def deliver(result: CheckResult) -> None:
-        with contextlib.suppress(InvalidStateError):  # it came before, or nobody waits
-            answer.set_result(result)
-
     def run_in_this_thread() -> None:
         try:
-            asyncio.run(_ask(check, value, seconds, deliver))
+            asyncio.run(_ask(check, value, seconds, answer))
         except BaseException:  # a plugin's code may do anything, exit included
-            deliver(CheckResult("unknown", "The check failed"))
+            with contextlib.suppress(InvalidStateError):  # answered, or nobody waits
+                answer.set_result(CheckResult("unknown", "The check failed"))
 
     thread_name = f"check of {secret.name}"
     threading.Thread(target=run_in_this_thread, name=thread_name, daemon=True).start()
@@ -154,10 +151,9 @@ class _DaemonThreads(ThreadPoolExecutor):
         self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> Future[T]:
         job: Future[T] = Future()
+        job.set_running_or_notify_cancel()  # so that it cannot be cancelled
 
         def run() -> None:
-            if not job.set_running_or_notify_cancel():
-                return
             try:
                 job.set_result(fn(*args, **kwargs))
             except BaseException as error:  # the check gets it, as from any executor
@@ -168,10 +164,7 @@ class _DaemonThreads(ThreadPoolExecutor):
 
 
 async def _ask(
-    check: Check,
-    value: Plaintext,
-    seconds: float,
-    deliver: Callable[[CheckResult], None],
+    check: Check, value: Plaintext, seconds: float, answer: Future[CheckResult]
 ) -> None:
     loop = asyncio.get_running_loop()
     # asyncio would log an exception of the check's tasks, with its text.
@@ -186,7 +179,7 @@ async def _ask(
         message = f"The check failed with {type(error).__name__}"
         result = CheckResult("unknown", _safe(message, value))
     # Before the loop closes, which waits for tasks of the check.
-    deliver(result)
+    answer.set_result(result)
 
 
 def _read(answer: object, value: Plaintext) -> CheckResult:
