@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from . import config
@@ -71,7 +72,5 @@ async def stop(datasette: Datasette) -> None:
     """Write the queued uses, but give up after a few seconds."""
     known: Instance | None = getattr(datasette, _ATTRIBUTE, None)
     if known is not None:
-        flushing = asyncio.ensure_future(known.last_used.flush())
-        # Somebody's trigger may never end.
-        await asyncio.wait([flushing], timeout=_STOP_SECONDS)
-        flushing.cancel()
+        with suppress(asyncio.TimeoutError):  # somebody's trigger may never end
+            await asyncio.wait_for(known.last_used.flush(), _STOP_SECONDS)
