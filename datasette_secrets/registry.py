@@ -100,11 +100,10 @@ async def registered_secrets(datasette: Datasette) -> dict[str, Registered]:
             if isinstance(secret, Secret) and isinstance(secret.name, str):
                 _add(by_name, secret, plugin_name)
             else:
-                kind = type(secret).__name__
-                problem = (
-                    f"registered an object of type {kind}, not a Secret with a name"
+                problem = f"an object of type {type(secret).__name__}"
+                _complain(
+                    plugin_name, f"registered {problem}, not a Secret with a name"
                 )
-                _complain(plugin_name, problem)
     return by_name or {EXAMPLE.name: EXAMPLE}
 
 
@@ -116,10 +115,9 @@ def _call_each(pm: PluginManager, datasette: Datasette) -> Iterator[tuple[str, A
     distributions = dict(pm.list_plugin_distinfo())
     for implementation in reversed(pm.hook.register_secrets.get_hookimpls()):
         plugin = implementation.plugin
+        name = getattr(plugin, "__name__", type(plugin).__name__)
         if plugin in distributions:
             name = distributions[plugin].project_name
-        else:
-            name = getattr(plugin, "__name__", type(plugin).__name__)
         arguments = [datasette for _ in implementation.argnames]
         yield str(name), implementation.function(*arguments)
 
