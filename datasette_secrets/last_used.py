@@ -125,41 +125,33 @@ class _Queue:
             await asyncio.wait([self._next])
         await self._write_pending()
 
-    async def _write_pending(self) -> None:
-        if not self._pending:
-            return
-        uses, self._pending = self._pending, {}
-        done, self._done = self._done, None
-        self._started.append(time.monotonic())
-        try:
-            failed = await self._write(uses)
-        finally:
-            if done is not None and not done.done():
-                done.set_result(None)
-        if failed:
-            self._paused_until = time.monotonic() + _PAUSE_SECONDS
-            if is_locked(failed):
-                self._pending = uses | self._pending
-
     def _schedule(self) -> None:
         if self._pending and self._next is None:
             loop = asyncio.get_running_loop()
             self._next = loop.call_later(self._delay(), self._start)
 
     def _start(self) -> None:
-        self._next = asyncio.get_running_loop().create_task(self._run())
+        self._next = asyncio.get_running_loop().create_task(self._write_pending())
 
-    async def _run(self) -> None:
+    async def _write_pending(self) -> None:
+        uses, self._pending = self._pending, {}
+        done, self._done = self._done, None
+        self._started.append(time.monotonic())
         try:
-            await self._write_pending()
+            failed = await self._write(uses) if uses else None
         finally:
             self._next = None
-            self._schedule()
+            if done is not None and not done.done():
+                done.set_result(None)
+        if failed:
+            self._paused_until = time.monotonic() + _PAUSE_SECONDS
+            if is_locked(failed):
+                self._pending = uses | self._pending
+        self._schedule()
 
     def _delay(self) -> float:
         time_now = time.monotonic()
-        if time_now < self._paused_until:
-            return self._paused_until - time_now
-        if time_now - self._started[0] > 1:
-            return 0
-        return max(0, self._started[-1] + _SPACING_SECONDS - time_now)
+        next_at = self._paused_until
+        if time_now - self._started[0] <= 1:
+            next_at = max(next_at, self._started[-1] + _SPACING_SECONDS)
+        return max(0, next_at - time_now)
