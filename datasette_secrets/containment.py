@@ -1,8 +1,8 @@
 """Shows Datasette's pages even if another plugin cannot read its secret.
 
 A plugin may call `get_secret` in a hook that only adds links, and not catch its
-SecretsError. The links of that plugin are then left out, with one line on stderr for each
-plugin and secret. Other exceptions are not caught.
+SecretsError. The links of that plugin are then left out, and each reason is printed once on
+stderr. Other exceptions are not caught.
 """
 
 from __future__ import annotations
@@ -74,11 +74,8 @@ def _left_out(datasette: Datasette, error: SecretsError) -> list[Any]:
         "a plugin",
     )
     said = _said.setdefault(datasette, set())
-    subject = f"{plugin} {getattr(error, 'name', '')} {error.code}"
-    if subject not in said:
-        said.add(subject)
-        print(
-            f"datasette-secrets: the links of {plugin} are left out: {printable(error)}",
-            file=sys.stderr,
-        )
+    line = f"datasette-secrets: the links of {plugin} are left out: {printable(error)}"
+    if line not in said:
+        said.add(line)
+        print(line, file=sys.stderr)
     return []
