@@ -163,20 +163,14 @@ class Verification:
 async def census(datasette: Datasette) -> Census:
     """Count the versions per master key. Raises DatabaseUnavailable."""
     instance = get_instance(datasette)
-    ring = instance.settings.ring
-    counts: dict[str, int] = {}
-    legacy = 0
+    ring = tuple(key.id for key in instance.settings.ring or ())
+    found = Census(ring[0] if ring else None, ring)
     for key_id, versions, is_legacy in await store.key_counts(instance.db):
         if is_legacy:
-            legacy += versions
+            found.legacy += versions
         else:
-            counts[key_id] = counts.get(key_id, 0) + versions
-    return Census(
-        primary=ring.primary.id if ring else None,
-        ring=tuple(key.id for key in ring) if ring else (),
-        counts=counts,
-        legacy=legacy,
-    )
+            found.counts[key_id] = found.counts.get(key_id, 0) + versions
+    return found
 
 
 async def verify(
