@@ -67,10 +67,7 @@ class NeedsUpgrade(SecretsError):
     code = "needs-upgrade"
 
     def __init__(
-        self,
-        name: str,
-        version: int,
-        way_out: str = "run 'datasette secrets upgrade'",
+        self, name: str, version: int, way_out: str = "run 'datasette secrets upgrade'"
     ) -> None:
         self.name = name
         self.version = version

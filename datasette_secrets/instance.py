@@ -42,10 +42,8 @@ class Instance:
             return None
         if not value or self.settings.is_reserved(name):
             return None
-        ring = self.settings.ring
-        if ring is not None and ring.any_appears_in(value):
-            return None
-        return value
+        is_key = any(key.appears_in(value) for key in self.settings.ring or ())
+        return None if is_key else value
 
     def overridden_names(self) -> set[str]:
         """The names for which the environment has a value."""
