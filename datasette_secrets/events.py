@@ -86,7 +86,7 @@ class Change(NamedTuple):
 
     def event(self, actor_id: str | None) -> Event | None:
         """The event of this change, if there is one."""
-        kind = _EVENT_OF.get(self.action)
+        kind = next((each for each in EVENTS if each.name == self.action), None)
         if kind is None:
             return None
         known = {"secret": self.name, "version": self.version, **(self.detail or {})}
@@ -96,6 +96,3 @@ class Change(NamedTuple):
             **{name: known[name] for name in own},
         )
         return event
-
-
-_EVENT_OF = {event.name: event for event in EVENTS}
