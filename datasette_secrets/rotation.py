@@ -238,28 +238,26 @@ async def rotate(
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
     primary = ring.primary.id
-    wraps_only = not new_data_keys
+    report = Rotation(dry_run, primary=primary)
+    can_open: Callable[..., object] = envelope.unwrap
+    which: dict[str, Any] = {"wraps_only": True, "but_key_id": primary}
     if new_data_keys:
         batch_size = min(batch_size, _BATCH_SIZE_WITH_VALUES)
-    report = Rotation(dry_run, primary=primary)
-
-    can_open = envelope.unwrap if wraps_only else envelope.unseal
+        can_open, which = envelope.unseal, {}
 
     def prove(row: store.Row) -> None:
         can_open(ring, row.name, row.version, row)
 
     def rewrite(row: store.Row) -> envelope.Sealed | store.Rewrapped:
-        if wraps_only:
-            return primary, envelope.rewrap(ring, row.name, row.version, row)
-        return envelope.reseal(ring, row.name, row.version, row, row.version)
+        if new_data_keys:
+            return envelope.reseal(ring, row.name, row.version, row, row.version)
+        return primary, envelope.rewrap(ring, row.name, row.version, row)
 
-    def describe(versions: int) -> Change:
+    def change(versions: int) -> Change:
         detail = {"key_id": primary, "versions": versions}
         return Change("rotate-encryption-key", detail=detail)
 
     await inspection.require_sound(instance.db)
-    which: dict[str, Any] = {"wraps_only": wraps_only}
-    which["but_key_id"] = None if new_data_keys else primary
     async for count, problems in checked(instance, prove, batch_size, **which):
         report.problems += problems
         report.to_change += count
@@ -273,14 +271,7 @@ async def rotate(
     for _ in range(PASSES_MAX):
         before = report.changed
         left |= await rewrite_batches(
-            datasette,
-            report,
-            rewrite,
-            batch_size,
-            describe,
-            actor_id=actor_id,
-            progress=progress,
-            **which,
+            datasette, report, rewrite, batch_size, change, actor_id, progress, **which
         )
         report.census = await census(datasette)
         if report.changed == before or not report.census.elsewhere:
@@ -294,7 +285,7 @@ async def rotate(
     await inspection.require_sound(instance.db)
     report.complete = not report.problems and not report.census.elsewhere
     if report.changed:
-        await announce(datasette, actor_id, describe(report.changed))
+        await announce(datasette, actor_id, change(report.changed))
     return report
 
 
@@ -326,9 +317,9 @@ async def rewrite_batches(
     operation: Operation,
     size: int,
     describe: Callable[[int], Change],
+    actor_id: str | None,
+    progress: Progress | None,
     *,
-    actor_id: str | None = None,
-    progress: Progress | None = None,
     migrate: Callable[[Any], bool] | None = None,
     **which: Any,
 ) -> dict[int, Problem]:

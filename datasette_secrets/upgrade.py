@@ -108,16 +108,10 @@ async def _convert(
         return True
 
     ring = get_instance(datasette).settings.require_ring()
+    reseal = _resealing(ring, report)
+    which: dict[str, Any] = {"migrate": migrate, "legacy_only": True}
     problems = await rotation.rewrite_batches(
-        datasette,
-        report,
-        _resealing(ring, report),
-        batch_size,
-        _change,
-        actor_id=actor_id,
-        progress=progress,
-        migrate=migrate,
-        legacy_only=True,
+        datasette, report, reseal, batch_size, _change, actor_id, progress, **which
     )
     report.problems += problems.values()
     report.complete = not report.problems
