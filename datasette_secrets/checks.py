@@ -12,7 +12,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
@@ -22,9 +21,8 @@ from urllib.parse import quote, quote_plus
 from datasette.utils import await_me_maybe
 
 from . import changes, listing, service
-from .config import PLUGIN
 from .envelope import Plaintext
-from .errors import DatabaseUnavailable, InvalidSecret, printable
+from .errors import DatabaseUnavailable, InvalidSecret, printable, say
 from .events import Change
 from .instance import get_instance
 from .registry import Check, CheckResult, Registered, registered_secrets
@@ -106,8 +104,7 @@ async def log(
         await changes.record(datasette, get_instance(datasette).db, actor_id, change)
     except DatabaseUnavailable as error:
         # Nothing was changed, and the outcome is worth more than its record.
-        sentence = printable(f"{PLUGIN}: the check of {name} was not logged: {error}")
-        print(sentence, file=sys.stderr)
+        say(f"the check of {name} was not logged: {error}")
 
 
 async def run_check(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import keyfiles
 from .envelope import KeyRing, MasterKey
-from .errors import InvalidMasterKey, NotConfigured, without_frames
+from .errors import InvalidMasterKey, NotConfigured, say, without_frames
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -257,8 +257,7 @@ def _read_keys(key_option: Any) -> dict[str, MasterKey]:
         if same is None:
             keys[source] = key
         else:
-            said = f"{PLUGIN}: {source} is the same key as {same}, and is ignored"
-            print(said, file=sys.stderr)
+            say(f"{source} is the same key as {same}, and is ignored")
     return keys
 
 

@@ -8,7 +8,6 @@ stderr. Other exceptions are not caught.
 from __future__ import annotations
 
 import inspect
-import sys
 import traceback
 import weakref
 from collections.abc import Callable, Generator
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette.hookspecs import hookimpl
 
-from .errors import SecretsError, printable
+from .errors import SecretsError, say
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -74,8 +73,8 @@ def _left_out(datasette: Datasette, error: SecretsError) -> list[Any]:
         "a plugin",
     )
     said = _said.setdefault(datasette, set())
-    line = f"datasette-secrets: the links of {plugin} are left out: {printable(error)}"
-    if line not in said:
-        said.add(line)
-        print(line, file=sys.stderr)
+    sentence = f"the links of {plugin} are left out: {error}"
+    if sentence not in said:
+        said.add(sentence)
+        say(sentence)
     return []

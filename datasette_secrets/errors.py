@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import ClassVar, ParamSpec, TypeVar
 
@@ -179,3 +180,9 @@ def printable(text: object) -> str:
         else character.encode("unicode_escape").decode("ascii")
         for character in str(text)
     )
+
+
+def say(sentence: str) -> None:
+    """Print one line on stderr, even if a name in it contains line breaks."""
+    prefix = "" if sentence.startswith("datasette-secrets") else "datasette-secrets: "
+    print(f"{prefix}{printable(sentence)}", file=sys.stderr)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,13 +15,7 @@ from datasette.utils import StartupError
 from . import config, envelope, fernet, inspection, listing, rotation, schema, store
 from . import upgrade as upgrading
 from .database import is_temporary, read
-from .errors import (
-    DatabaseUnavailable,
-    MissingExtra,
-    NeedsUpgrade,
-    SecretsError,
-    printable,
-)
+from .errors import DatabaseUnavailable, MissingExtra, NeedsUpgrade, SecretsError, say
 from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
@@ -64,7 +57,7 @@ async def start(datasette: Datasette) -> None:
     try:
         await inspection.require_own(instance.db)
     except DatabaseUnavailable as error:  # nothing else is read from such a table
-        _say(f"{error}{_NOT_CHANGED}")
+        say(f"{error}{_NOT_CHANGED}")
         remarks = await _warnings(datasette, instance)
     else:
         await _prepare(datasette, instance)
@@ -72,14 +65,14 @@ async def start(datasette: Datasette) -> None:
             found = await examine(datasette)
             dates = [remark.message for remark in await due(datasette)]
         except DatabaseUnavailable as error:
-            _say(str(error))
+            say(str(error))
             return
         if dates:
             more = f", and {len(dates) - _NAMED_MAX:,} more" * (len(dates) > _NAMED_MAX)
-            _say("; ".join(dates[:_NAMED_MAX]) + more)
+            say("; ".join(dates[:_NAMED_MAX]) + more)
         remarks = found.problems + found.warnings
     for remark in remarks:
-        _say(remark.message)
+        say(remark.message)
     # A large table takes a while. Datasette before 1.0a41 has no background tasks.
     if hasattr(datasette, "add_background_task"):
         datasette.add_background_task(_inspect, name=f"{config.PLUGIN} check")
@@ -92,7 +85,7 @@ async def _inspect(datasette: Datasette) -> None:
     with suppress(DatabaseUnavailable):
         for finding in await inspection.inspect(get_instance(datasette).db):
             if finding.code != inspection.MADE_BY_OTHERS:
-                _say(finding.sentence)
+                say(finding.sentence)
 
 
 async def _prepare(datasette: Datasette, instance: Instance) -> None:
@@ -103,7 +96,7 @@ async def _prepare(datasette: Datasette, instance: Instance) -> None:
         done = await upgrading.upgrade_at_start(datasette)
         await schema.ensure_migrated(instance.db)
     except DatabaseUnavailable as error:
-        _say(f"{error}{_NOT_CHANGED}")
+        say(f"{error}{_NOT_CHANGED}")
         return
     except (MissingExtra, NeedsUpgrade):
         return  # `examine` reports what is missing
@@ -116,13 +109,7 @@ async def _prepare(datasette: Datasette, instance: Instance) -> None:
         if done.clean_up and done.clean_up.remains:
             instance.notices.append(done.clean_up.remains)
         for notice in instance.notices:
-            _say(notice)
-
-
-def _say(sentence: str) -> None:
-    """Print one line on stderr, even if a name in it contains line breaks."""
-    prefix = "" if sentence.startswith(config.PLUGIN) else f"{config.PLUGIN}: "
-    print(f"{prefix}{printable(sentence)}", file=sys.stderr)
+            say(notice)
 
 
 async def examine(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from datasette.hookspecs import hookspec
 from datasette.utils import await_me_maybe
 
-from .errors import printable
+from .errors import say
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -145,8 +144,7 @@ def _add(by_name: dict[str, Registered], secret: Secret, plugin_name: str) -> No
 @functools.lru_cache(maxsize=100)
 def _complain(plugin_name: str, problem: str) -> None:
     """Print the problem on stderr, once in this process."""
-    sentence = printable(f"datasette-secrets: plugin {plugin_name} {problem}")
-    print(sentence, file=sys.stderr)
+    say(f"plugin {plugin_name} {problem}")
 
 
 def register_late_hooks(pm: PluginManager) -> None:
