@@ -49,6 +49,21 @@ class Listed(NamedTuple):
     checked: changes.Entry | None
 
 
+class HistoryRow(NamedTuple):
+    """A version, with what the log holds about it.
+
+    `rolled_back_from`: the version that its value was copied from. `destroyed`: the row of
+    the log. `copies`: the other versions that are known to have the same value.
+    """
+
+    of: store.Version
+    state: str
+    is_newest: bool
+    rolled_back_from: int | None
+    destroyed: changes.Entry | None
+    copies: list[int]
+
+
 @dataclass(frozen=True)
 class SecretState:
     """What is known of a secret without reading its value.
@@ -263,14 +278,34 @@ async def find_secret(datasette: Datasette, name: str) -> Listed | None:
     return found if found.newest or found.registered else None
 
 
+async def history(datasette: Datasette, name: str) -> list[HistoryRow]:
+    """Every version of a secret, newest first. Their states ignore the environment."""
+    instance = get_instance(datasette)
+    versions = await store.history(instance.db, name)
+    past = await changes.past(instance.db, name)
+    readable = {each.version for each in versions if not each.is_destroyed}
+    return [
+        HistoryRow(
+            version,
+            _version_state(instance, version),
+            is_newest=version is versions[0],
+            rolled_back_from=past.rolled_back_from.get(version.version),
+            destroyed=past.destroyed.get(version.version)
+            if version.is_destroyed
+            else None,
+            copies=[each for each in past.copies(version.version) if each in readable],
+        )
+        for version in versions
+    ]
+
+
 def _state(instance: Instance, name: str, newest: store.Version | None) -> str:
     if instance.environment_value(name) is not None:
         return "environment"
-    return "not-set" if newest is None else version_state(instance, newest)
+    return "not-set" if newest is None else _version_state(instance, newest)
 
 
-def version_state(instance: Instance, version: store.Version) -> str:
-    """One of STATES for a stored version, ignoring the environment."""
+def _version_state(instance: Instance, version: store.Version) -> str:
     if version.is_destroyed:
         return "destroyed"
     if version.is_deleted:

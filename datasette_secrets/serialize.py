@@ -40,18 +40,15 @@ def secret_json(listed: listing.Listed) -> dict[str, Any]:
     }
 
 
-def version_json(
-    version: store.Version, state: str, past: changes.Past
-) -> dict[str, Any]:
-    known = _version_json(version)
-    destroyed = past.destroyed.get(version.version) if version.is_destroyed else None
+def version_json(row: listing.HistoryRow) -> dict[str, Any]:
+    known = _version_json(row.of)
     return {
         "version": known.pop("version"),
-        "state": state,
+        "state": row.state,
         **known,
-        "rolled_back_from": past.rolled_back_from.get(version.version),
-        "destroyed_at": destroyed.at if destroyed else None,
-        "destroyed_by": destroyed.actor_id if destroyed else None,
+        "rolled_back_from": row.rolled_back_from,
+        "destroyed_at": row.destroyed.at if row.destroyed else None,
+        "destroyed_by": row.destroyed.actor_id if row.destroyed else None,
     }
 
 

@@ -40,12 +40,9 @@ async def list_(datasette: Datasette, as_json: bool) -> None:
 @command(params=[arguments.name, arguments.json])
 async def history(datasette: Datasette, name: str, as_json: bool) -> None:
     """List the versions of a secret, not their values"""
-    instance = get_instance(datasette)
-    past = await changes.past(instance.db, name)
-    rows = [
-        serialize.version_json(each, listing.version_state(instance, each), past)
-        for each in await stored_versions(datasette, name)
-    ]
+    await stored_versions(datasette, name)
+    kept = await listing.history(datasette, name)
+    rows = [serialize.version_json(each) for each in kept]
     columns = ["version", "state", "created_at", "created_by", *_USED, "key_id", "note"]
     content = {"name": name, "versions": rows}
     output.print_rows(rows, columns, content if as_json else None)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from datasette.utils.asgi import Response
 
-from .. import checks, service
+from .. import checks, listing, service
 from ..errors import InvalidSecret
 from . import present
 from .answer import Done, form, page
 from .request import Refused, Visit
-from .secrets import describe, history_rows, show_secret
+from .secrets import describe, show_secret
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -83,7 +83,7 @@ async def _test(visit: Visit) -> Done:
 
 async def _confirm(action: str, visit: Visit) -> Response:
     secret = await visit.secret()
-    rows = await history_rows(visit)
+    rows = await listing.history(visit.datasette, visit.name)
     if not rows:
         raise InvalidSecret(f"Nothing is stored for {visit.name}")
     chosen = visit.sent.texts("version") or set(visit.request.args.getlist("version"))

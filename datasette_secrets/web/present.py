@@ -14,7 +14,7 @@ from .. import listing, registry, serialize
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-    from .. import changes, store
+    from .. import changes
     from .request import Visit
 
 
@@ -28,22 +28,6 @@ class Stamp(NamedTuple):
     exact: str
     iso: str
     by: str | None
-
-
-class HistoryRow(NamedTuple):
-    """A version, as the history shows it. `note`: "" between two versions with the same.
-
-    `rolled_back_from`: the version that its value was copied from. `destroyed`: the row of
-    the log. `copies`: the other versions that are known to have the same value.
-    """
-
-    of: store.Version
-    state: str
-    is_newest: bool
-    note: str
-    rolled_back_from: int | None
-    destroyed: changes.Entry | None
-    copies: list[int]
 
 
 #: A sentence names so many versions. Of more it only gives the number.

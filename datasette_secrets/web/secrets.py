@@ -111,17 +111,11 @@ async def _list_json(visit: Visit) -> Response:
 
 async def _secret_json(visit: Visit) -> Response:
     secret = await visit.secret()
-    past = await changes.past(visit.instance.db, visit.name)
-    versions = await store.history(visit.instance.db, visit.name)
+    rows = await listing.history(visit.datasette, visit.name)
     return json_response(
         {
             "secret": serialize.secret_json(secret),
-            "versions": [
-                serialize.version_json(
-                    each, listing.version_state(visit.instance, each), past
-                )
-                for each in versions
-            ],
+            "versions": list(map(serialize.version_json, rows)),
         }
     )
 
@@ -130,7 +124,7 @@ async def show_secret(visit: Visit) -> Response:
     if visit.wants_json:
         return await _secret_json(visit)
     secret = await visit.secret()
-    rows = await history_rows(visit)
+    rows = await listing.history(visit.datasette, visit.name)
     start = min(whole_number(visit.argument("_start")) or 0, max(0, len(rows) - 1))
     end = start + PAGE_SIZE
     shown = rows[start:end]
@@ -171,31 +165,6 @@ def _typed(visit: Visit, newest: store.Version | None = None) -> dict[str, str]:
     if len(typed["note"]) > service.NOTE_MAX_CHARACTERS:
         typed["note"] = ""
     return typed
-
-
-async def history_rows(visit: Visit) -> list[present.HistoryRow]:
-    """All versions. A note is left out between two that have the same."""
-    versions = await store.history(visit.instance.db, visit.name)
-    past = await changes.past(visit.instance.db, visit.name)
-    older = versions[1:]
-    same = {
-        each.id
-        for newer, each, last in zip(versions, older, older[1:], strict=False)
-        if newer.note == each.note == last.note
-    }
-    readable = {each.version for each in versions if not each.is_destroyed}
-    return [
-        present.HistoryRow(
-            version,
-            listing.version_state(visit.instance, version),
-            is_newest=version.id == versions[0].id,
-            note="" if version.id in same else str(version.note or ""),
-            rolled_back_from=past.rolled_back_from.get(version.version),
-            destroyed=past.destroyed.get(version.version),
-            copies=[each for each in past.copies(version.version) if each in readable],
-        )
-        for version in versions
-    ]
 
 
 async def _store(visit: Visit) -> Done:
