@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -315,26 +314,26 @@ def why_read_only(instance: Instance) -> str:
 
 
 class KeyRow(NamedTuple):
-    """A master key, and how many versions it wraps."""
+    """A master key, and how many versions it wraps. The names are those in JSON."""
 
-    key_id: str
-    source: str
-    is_primary: bool
-    is_configured: bool
-    is_removable: bool
+    id: str
+    primary: bool
+    configured: bool
+    removable: bool
     versions: int
+    source: str | None
 
 
-def key_rows(census: rotation.Census, sources: Mapping[str, str]) -> list[KeyRow]:
+def key_rows(instance: Instance, census: rotation.Census) -> list[KeyRow]:
     """The keys of the ring, newest first, then the missing ones."""
     return [
         KeyRow(
             key_id,
-            sources.get(key_id, ""),
-            is_primary=key_id == census.primary,
-            is_configured=key_id in census.ring,
-            is_removable=key_id in census.removable,
+            primary=key_id == census.primary,
+            configured=key_id in census.ring,
+            removable=key_id in census.removable,
             versions=census.counts.get(key_id, 0),
+            source=instance.settings.sources.get(key_id),
         )
         for key_id in (*census.ring, *census.missing)
     ]

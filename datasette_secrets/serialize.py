@@ -72,16 +72,6 @@ def jsonable(known: object) -> object:
     return known if known is None or isinstance(known, (str, int)) else str(known)
 
 
-def key_json(key: health.KeyRow) -> dict[str, Any]:
-    return {
-        "id": key.key_id,
-        "primary": key.is_primary,
-        "configured": key.is_configured,
-        "removable": key.is_removable,
-        "versions": key.versions,
-    }
-
-
 def rotation_json(instance: Instance, report: rotation.Rotation) -> dict[str, Any]:
     return {
         **_report_json(instance, report),
@@ -163,10 +153,7 @@ def database_path(instance: Instance) -> str:
 
 
 def keys_json(instance: Instance, census: rotation.Census) -> list[dict[str, Any]]:
-    return [
-        {**key_json(key), "source": key.source or None}
-        for key in health.key_rows(census, instance.settings.sources)
-    ]
+    return [key._asdict() for key in health.key_rows(instance, census)]
 
 
 def exit_code(report: rotation.Rotation | upgrade.Upgrade) -> int:

@@ -240,13 +240,11 @@ def print_problems(problems: list[rotation.Problem]) -> None:
 
 
 def print_keys(instance: Instance, census: rotation.Census) -> None:
-    for key in health.key_rows(census, instance.settings.sources):
-        role = "configured" if key.is_configured else "not configured"
+    for key in health.key_rows(instance, census):
+        role = "configured" if key.configured else "not configured"
         source = f", {key.source}" if key.source else ""
         versions = f"wraps {health.count_versions(key.versions)}"
-        say(
-            f"  {key.key_id}  {'primary' if key.is_primary else role}{source}: {versions}"
-        )
+        say(f"  {key.id}  {'primary' if key.primary else role}{source}: {versions}")
 
 
 def finish(clean_up: database.CleanUp | None) -> int:

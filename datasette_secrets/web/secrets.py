@@ -65,7 +65,7 @@ async def _show_list(visit: Visit) -> Response:
         notices=list(map(as_sentence, visit.instance.notices)),
         warnings=await _warnings(visit, census),
         census=census,
-        keys=health.key_rows(census, visit.instance.settings.sources),
+        keys=health.key_rows(visit.instance, census),
         to_rewrap=census.elsewhere - census.legacy,
         can_rewrap=any(census.counts.get(key_id) for key_id in census.ring[1:]),
     )
@@ -99,11 +99,13 @@ async def _list_json(visit: Visit) -> Response:
         limit=limit and limit + 1,
     )
     census = await rotation.census(visit.datasette)
-    keys = health.key_rows(census, visit.instance.settings.sources)
+    keys = serialize.keys_json(visit.instance, census)
+    for key in keys:
+        del key["source"]  # how the server is configured
     return json_response(
         {
             "secrets": [serialize.secret_json(each) for each in listed[:limit]],
-            "keys": [serialize.key_json(key) for key in keys],
+            "keys": keys,
             "next": listed[limit - 1].name if limit and len(listed) > limit else None,
         }
     )
