@@ -118,7 +118,8 @@ async def _confirm(action: str, visit: Visit) -> Response:
 def _action(
     name: str, perform: Callable[[Visit], Awaitable[Done]], *fields: str
 ) -> Any:
-    return form(partial(_confirm, name), perform, *fields, of_secret=True)
+    show = partial(_confirm, name)
+    return form(show, perform, *fields, of_secret=True, only_asks=True)
 
 
 delete_page = _action(

@@ -88,45 +88,38 @@ def form(
     *fields: str,
     methods: Sequence[str] = ("GET", "POST"),
     of_secret: bool = False,
-    refuses_programs: bool = True,
+    only_asks: bool = False,
 ) -> View:
-    """A view that shows a form on `GET` and makes the change on `POST`.
+    """A view that shows a form on `GET`, and makes the change of `perform` on `POST`.
 
-    `perform`, `fields`: as for `change`. `of_secret`: the secret must exist.
-    `refuses_programs`: a program that gets the form is told to post instead.
+    If the change is refused, a browser gets the form again. `fields`: what a JSON object
+    can have. `of_secret`: the secret must exist. `only_asks`: a program that gets the form
+    is told to post instead.
     """
 
     async def respond(visit: Visit) -> Response:
-        if visit.method != "GET":
-            if of_secret:
-                await visit.secret()
-            return await change(visit, show, perform, *fields)
-        if visit.wants_json and refuses_programs:
-            raise not_allowed("POST")
-        return await show(visit)
+        if visit.method == "GET":
+            if visit.wants_json and only_asks:
+                raise not_allowed("POST")
+            return await show(visit)
+        if of_secret:
+            await visit.secret()
+        try:
+            visit.sent = await read(visit, *fields)
+            done = await perform(visit)
+        except (SecretsError, Refused) as error:
+            if visit.wants_json:
+                raise
+            visit.status, visit.error = await _explain(visit, error)
+            return await show(visit)
+        if visit.wants_json:
+            return json_response(done.content)
+        visit.datasette.add_message(visit.request, done.message)
+        for warning in map(as_sentence, filter(None, done.warnings)):
+            visit.datasette.add_message(visit.request, warning, visit.datasette.WARNING)
+        return Response.redirect(done.url)  # type: ignore[no-any-return]
 
     return view(respond, *methods)
-
-
-async def change(visit: Visit, show: Show, perform: Perform, *fields: str) -> Response:
-    """Answer a form, or a JSON object that has only these fields, and make its change.
-
-    `perform` makes the change. If it is refused, a browser gets the form of `show` again.
-    """
-    try:
-        visit.sent = await read(visit, *fields)
-        done = await perform(visit)
-    except (SecretsError, Refused) as error:
-        if visit.wants_json:
-            raise
-        visit.status, visit.error = await _explain(visit, error)
-        return await show(visit)
-    if visit.wants_json:
-        return json_response(done.content)
-    visit.datasette.add_message(visit.request, done.message)
-    for warning in map(as_sentence, filter(None, done.warnings)):
-        visit.datasette.add_message(visit.request, warning, visit.datasette.WARNING)
-    return Response.redirect(done.url)  # type: ignore[no-any-return]
 
 
 async def _forbidden(visit: Visit) -> Response:

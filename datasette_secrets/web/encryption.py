@@ -129,5 +129,5 @@ async def _show_upgrade(visit: Visit) -> Response:
     )
 
 
-rotate_page = form(_show_rotate, _rotate, "skip_unopenable")
-upgrade_page = form(_show_upgrade, _upgrade)
+rotate_page = form(_show_rotate, _rotate, "skip_unopenable", only_asks=True)
+upgrade_page = form(_show_upgrade, _upgrade, only_asks=True)

@@ -298,10 +298,6 @@ async def _show_add(visit: Visit) -> Response:
 list_page = view(_show_list, "GET")
 secret_json = view(_secret_json, "GET")
 _FIELDS = ("value", "note", "renew_by", "check", "expected_version")
-secret_page = form(
-    show_secret, _store, *_FIELDS, of_secret=True, refuses_programs=False
-)
+secret_page = form(show_secret, _store, *_FIELDS, of_secret=True)
 set_page = form(show_secret, _store, *_FIELDS, methods=["POST"])
-add_page = form(
-    _show_add, _add, "name", "secret", "note", "renew_by", refuses_programs=False
-)
+add_page = form(_show_add, _add, "name", "secret", "note", "renew_by")
