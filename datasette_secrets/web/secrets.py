@@ -175,21 +175,32 @@ async def _store(visit: Visit) -> Done:
     if not sent.has_value:
         return await _set_details(visit)
     checked = await _check(visit) if sent.flag("check") else None
+    done = await _save(visit, name, sent.number("expected_version"))
+    if checked is None:
+        return done
+    version = done.content["version"]
+    await checks.log(visit.datasette, name, version, checked, visit.actor_id)
+    content = {"check": checked.outcome, "message": checked.message}
+    message = f"{done.message}. {describe(checked)}"
+    return done._replace(message=message, content=done.content | content)
+
+
+async def _save(visit: Visit, name: str, expected_version: int | None) -> Done:
     version = await service.set_secret(
         visit.datasette,
         name,
-        sent.take_value(),
+        visit.sent.take_value(),
         actor_id=visit.actor_id,
-        expected_version=sent.number("expected_version"),
-        **sent.details(),
+        expected_version=expected_version,
+        **visit.sent.details(),
     )
     message = f"Secret {name} {'stored' if version == 1 else 'updated'}"
     content = {"name": name, "version": version}
-    if checked:
-        await checks.log(visit.datasette, name, version, checked, visit.actor_id)
-        message += f". {describe(checked)}"
-        content |= {"check": checked.outcome, "message": checked.message}
-    return Done(message, visit.list_url, content, [_overridden(visit, name)])
+    warning = None
+    if visit.instance.environment_value(name) is not None:
+        variable = config.ENV_PREFIX + name
+        warning = f"Stored, but plugins still read the environment variable {variable}"
+    return Done(message, visit.list_url, content, [warning])
 
 
 async def _set_details(visit: Visit) -> Done:
@@ -246,14 +257,6 @@ def describe(result: CheckResult) -> str:
     return present.Presenter.outcomes[result.outcome] + said
 
 
-def _overridden(visit: Visit, name: str) -> str:
-    """The warning about a stored value that the environment overrides, if it does."""
-    if visit.instance.environment_value(name) is None:
-        return ""
-    variable = config.ENV_PREFIX + name
-    return f"Stored, but plugins still read the environment variable {variable}"
-
-
 async def _add(visit: Visit) -> Done:
     name = str(visit.sent.first("name") or "").strip()
     if not visit.sent.has_value:
@@ -268,20 +271,11 @@ async def _add(visit: Visit) -> Done:
                 "below the name and enter the value again",
             )
     try:
-        version = await service.set_secret(
-            visit.datasette,
-            name,
-            visit.sent.take_value(),
-            actor_id=visit.actor_id,
-            expected_version=0,
-            **visit.sent.details(),
-        )
+        done = await _save(visit, name, 0)
     except VersionConflict:
         sentence = f"{name} is already stored. Change it on its own page"
         raise Refused(409, sentence) from None
-    content = {"name": name, "version": version}
-    warnings = [_overridden(visit, name)]
-    return Done(f"Secret {name} added", visit.list_url, content, warnings)
+    return done._replace(message=f"Secret {name} added")
 
 
 async def _show_add(visit: Visit) -> Response:
