@@ -84,9 +84,8 @@ class Body:
             for number in self._fields.get(name, ()):
                 if number is None or number == "":
                     continue
-                can_be_text = (self.is_form or as_text) and isinstance(number, str)
-                if can_be_text and number.isascii() and number.isdigit():
-                    number = int(number[:20])  # no version has as many digits
+                if isinstance(number, str) and (self.is_form or as_text):
+                    number = whole_number(number)
                 if type(number) is not int or not 0 <= number < schema.VERSION_MAX:
                     raise InvalidSecret(f"{name} must be a whole number")
                 numbers.append(number)
@@ -119,11 +118,8 @@ class Body:
 
     def typed(self, name: str) -> str:
         """A field to show in the form again; empty where it holds the value."""
-        text = self.first(name)
-        is_shown = isinstance(text, str) and not (
-            self.has_value and self.take_value() in text
-        )
-        return text if is_shown else ""
+        text = str(self.first(name) or "")
+        return "" if self.has_value and self.take_value() in text else text
 
     @property
     def has_value(self) -> bool:
