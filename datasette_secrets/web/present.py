@@ -48,7 +48,6 @@ class Presenter:
 
     list_url: str
     names: Mapping[str, str]
-    now: datetime.datetime
 
     enumerate = staticmethod(enumerate_versions)
     obtain_url = staticmethod(serialize.obtain_url)
@@ -95,7 +94,7 @@ class Presenter:
             return Stamp(str(at), str(at), "", who)
         time = time.replace(tzinfo=datetime.timezone.utc)
         return Stamp(
-            _ago(int((self.now - time).total_seconds())),
+            _ago(datetime.datetime.now(datetime.timezone.utc) - time),
             time.strftime("%Y-%m-%d %H:%M:%S UTC"),
             time.strftime("%Y-%m-%dT%H:%M:%SZ"),
             who,
@@ -109,8 +108,7 @@ async def presenter(visit: Visit, people: Iterable[object]) -> Presenter:
     """A presenter with the names of all people in these versions, uses and rows."""
     ids = {getattr(each, column, None) for each in people for column in _PEOPLE}
     names = await actor_names(visit.datasette, set(map(str, filter(None, ids))))
-    now = datetime.datetime.now(datetime.timezone.utc)
-    return Presenter(visit.list_url, names, now)
+    return Presenter(visit.list_url, names)
 
 
 async def actor_names(datasette: Datasette, ids: set[str]) -> dict[str, str]:
@@ -128,7 +126,7 @@ async def actor_names(datasette: Datasette, ids: set[str]) -> dict[str, str]:
         return {}
 
 
-def _ago(seconds: int) -> str:
+def _ago(age: datetime.timedelta) -> str:
     for unit, size in (
         ("year", 31_556_952),
         ("month", 2_629_746),
@@ -136,7 +134,7 @@ def _ago(seconds: int) -> str:
         ("hour", 3_600),
         ("minute", 60),
     ):
-        count = seconds // size
+        count = int(age.total_seconds()) // size
         if count > 0:
             return f"{count} {unit}{'s' if count > 1 else ''} ago"
     return "just now"
