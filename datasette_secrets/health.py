@@ -52,7 +52,6 @@ async def start(datasette: Datasette) -> None:
         instance = get_instance(datasette)
     except SecretsError as error:
         raise StartupError(str(error)) from None
-    remarks: list[Remark] = []
     try:
         await inspection.require_own(instance.db)
     except DatabaseUnavailable as error:  # nothing else is read from such a table
@@ -195,8 +194,7 @@ async def _needs_upgrade(instance: Instance, census: rotation.Census) -> list[Re
     if (more := count - len(named)) > 0:
         named.append(f"{more:,} more")
     if await read(instance.db, schema.legacy_value):
-        is_configured = instance.settings.ring is not None
-        way_out = fernet.way_out(is_configured=is_configured)
+        way_out = fernet.way_out(is_configured=instance.settings.ring is not None)
     else:
         way_out = (
             "add the key that they were stored with to encryption-key, and run "
@@ -213,14 +211,13 @@ async def _needs_upgrade(instance: Instance, census: rotation.Census) -> list[Re
 async def _overridden(instance: Instance) -> list[Remark]:
     """The stored secrets that an environment variable overrides."""
     names = sorted(instance.overridden_names())
-    stored = await store.newest_versions(instance.db, names=names) if names else []
     return [
         Remark(
             "overridden",
             f"the environment variable {config.ENV_PREFIX}{each.name} overrides the "
             f"stored value of {each.name}",
         )
-        for each in stored
+        for each in await store.newest_versions(instance.db, names)
     ]
 
 

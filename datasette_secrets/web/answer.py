@@ -6,7 +6,6 @@ because with `rich` installed Datasette prints the locals of every frame of an e
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +20,7 @@ from ..errors import (
     SecretsError,
     UnknownMasterKey,
     VersionConflict,
+    say,
 )
 from ..events import via
 from . import present
@@ -192,8 +192,7 @@ async def _explain_conflict(visit: Visit, error: VersionConflict) -> str:
 
 
 def _report(error: Exception) -> None:
-    said = f"unexpected {type(error).__name__} while answering a request"
-    print(f"{config.PLUGIN}: {said}", file=sys.stderr)
+    say(f"unexpected {type(error).__name__} while answering a request")
 
 
 async def page(
