@@ -29,7 +29,6 @@ T = TypeVar("T")
 NAME_MAX_CHARACTERS = 128
 NOTE_MAX_CHARACTERS = 100
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")
 
 
 async def get_secret(
@@ -64,10 +63,14 @@ async def get_version(
     `get_secret` raises.
     """
     instance = get_instance(datasette)
-    row = await database.read(
+    row = await _read_version(instance, name, version)
+    return await _use(instance, name, row, actor_id)
+
+
+async def _read_version(instance: Instance, name: str, version: int) -> store.Row:
+    return await database.read(
         instance.db, lambda conn: store.find_version(conn, name, version)
     )
-    return await _use(instance, name, row, actor_id)
 
 
 async def _use(
@@ -85,8 +88,7 @@ async def _use(
 
 
 def _needs_upgrade(instance: Instance, row: store.Row) -> NeedsUpgrade:
-    is_configured = instance.settings.ring is not None
-    way_out = fernet.way_out(is_configured=is_configured)
+    way_out = fernet.way_out(is_configured=instance.settings.ring is not None)
     if row.is_too_large:
         way_out = "it is too large for that, so set a shorter value"
     return NeedsUpgrade(row.name, row.version, way_out)
@@ -381,9 +383,7 @@ async def older_versions(datasette: Datasette, name: str) -> list[int]:
     instance = get_instance(datasette)
     newest, *older = await store.history(instance.db, name)
     try:
-        if newest.is_destroyed:
-            raise InvalidSecret(f"{name} version {newest.version} was destroyed")
-        [row] = await store.rows_with_ids(instance.db, [newest.id])
+        row = await _read_version(instance, name, newest.version)
         envelope.unseal(instance.settings.require_ring(), name, row.version, row)
     except SecretsError as error:
         raise InvalidSecret(
@@ -403,7 +403,6 @@ async def destroy_row(
 
     Raises InvalidSecret when there is no such row, and DatabaseUnavailable.
     """
-
     instance = get_instance(datasette)
 
     def destroy_secret_row(changing: Changing) -> None:
@@ -484,11 +483,10 @@ def _check_note(note: object) -> None:
 
 
 def _check_renew_by(renew_by: object) -> None:
-    if renew_by is None:
-        return
     try:
-        if not isinstance(renew_by, str) or not _DATE.match(renew_by):
-            raise ValueError
-        datetime.date.fromisoformat(renew_by)
+        # It may be another format of ISO 8601.
+        is_date = str(datetime.date.fromisoformat(str(renew_by))) == renew_by
     except ValueError:
-        raise InvalidSecret("A date must be valid, and written as YYYY-MM-DD") from None
+        is_date = False
+    if renew_by is not None and not is_date:
+        raise InvalidSecret("A date must be valid, and written as YYYY-MM-DD")
