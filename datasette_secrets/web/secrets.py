@@ -111,22 +111,14 @@ async def _list_json(visit: Visit) -> Response:
     )
 
 
-async def _secret_json(visit: Visit) -> Response:
-    secret = await visit.secret()
-    rows = await listing.history(visit.datasette, visit.name)
-    return json_response(
-        {
-            "secret": serialize.secret_json(secret),
-            "versions": list(map(serialize.version_json, rows)),
-        }
-    )
-
-
 async def show_secret(visit: Visit) -> Response:
-    if visit.wants_json:
-        return await _secret_json(visit)
     secret = await visit.secret()
     rows = await listing.history(visit.datasette, visit.name)
+    if visit.wants_json:
+        versions = list(map(serialize.version_json, rows))
+        return json_response(
+            {"secret": serialize.secret_json(secret), "versions": versions}
+        )
     start = min(whole_number(visit.argument("_start")) or 0, max(0, len(rows) - 1))
     end = start + PAGE_SIZE
     shown = rows[start:end]
@@ -290,7 +282,7 @@ async def _show_add(visit: Visit) -> Response:
 
 
 list_page = view(_show_list, "GET")
-secret_json = view(_secret_json, "GET")
+secret_json = view(show_secret, "GET")
 _FIELDS = ("value", "note", "renew_by", "check", "expected_version")
 secret_page = form(show_secret, _store, *_FIELDS, of_secret=True)
 set_page = form(show_secret, _store, *_FIELDS, methods=["POST"])
