@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from datasette.utils import tilde_encode
 
-from .. import listing, registry, serialize
+from .. import health, listing, registry, serialize
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -78,7 +78,7 @@ class Presenter:
         if isinstance(versions, list) and versions != [entry.version]:
             parts.append(enumerate_versions(versions))
         elif isinstance(versions, int):
-            parts.append(f"{versions} version{'' if versions == 1 else 's'}")
+            parts.append(health.count_versions(versions))
         if isinstance(known.get("pruned"), list):
             parts.append(f"removed {enumerate_versions(known['pruned'])}")
         return "; ".join(filter(None, parts))
