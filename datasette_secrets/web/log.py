@@ -6,7 +6,7 @@ from datasette.utils.asgi import Response
 
 from .. import changes, serialize
 from .answer import json_response, page, view
-from .request import Refused, Visit, whole_number, with_arguments
+from .request import Refused, Visit, whole_number
 
 PAGE_SIZE = 100
 
@@ -31,8 +31,8 @@ async def _show_log(visit: Visit) -> Response:
         entries,
         entries=entries,
         name=name,
-        newest_url=with_arguments(url, name=name) if start else None,
-        older_url=next_id and with_arguments(url, name=name, _next=next_id),
+        newest_url=visit.page_url(url, "" if start else None),
+        older_url=visit.page_url(url, next_id),
     )
 
 

@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlencode
+from urllib.parse import parse_qsl, unquote
 
-from datasette.utils import tilde_decode, tilde_encode
+from datasette.utils import path_with_replaced_args, tilde_decode, tilde_encode
 from datasette.utils.asgi import PayloadTooLarge, Request
 
 from .. import listing, schema
@@ -196,6 +196,13 @@ class Visit:
         """An argument of the address, empty without it."""
         return self.request.args.get(name) or ""
 
+    def page_url(self, url: str, after: str | None) -> str | None:
+        """The address of another page: "" is the first one, and None is none."""
+        if after is None:
+            return None
+        changed = {"_next": after or None}
+        return str(path_with_replaced_args(self.request, changed, url))
+
     async def secret(self) -> listing.Listed:
         """The secret of this name. Raises Refused if there is none."""
         listed = await listing.find_secret(self.datasette, self.name)
@@ -204,12 +211,6 @@ class Visit:
                 404, "No secret has this name: none is registered, and none is stored"
             )
         return listed
-
-
-def with_arguments(url: str, **arguments: object) -> str:
-    """The address with these arguments, the empty ones left out."""
-    given = {name: each for name, each in arguments.items() if each not in ("", None)}
-    return f"{url}?{urlencode(given)}" if given else url
 
 
 def whole_number(text: str) -> int | None:

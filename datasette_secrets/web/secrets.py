@@ -25,7 +25,7 @@ from ..errors import InvalidSecret, VersionConflict
 from ..registry import CheckResult
 from . import present
 from .answer import Done, as_sentence, form, json_response, page, view
-from .request import Refused, Visit, whole_number, with_arguments
+from .request import Refused, Visit, whole_number
 
 PAGE_SIZE = 100
 
@@ -48,11 +48,6 @@ async def _show_list(visit: Visit) -> Response:
     )
     shown = sections.urgent + sections.waiting + sections.others + sections.removed
     census = await rotation.census(visit.datasette)
-
-    def url_of_page(after: str | None) -> str | None:
-        arguments = {"q": query, "state": state, "_next": after}
-        return None if after is None else with_arguments(visit.list_url, **arguments)
-
     return await page(
         visit,
         "list",
@@ -60,8 +55,8 @@ async def _show_list(visit: Visit) -> Response:
         sections=sections,
         query=query,
         state=state,
-        previous_url=url_of_page(sections.before),
-        next_url=url_of_page(sections.after),
+        previous_url=visit.page_url(visit.list_url, sections.before),
+        next_url=visit.page_url(visit.list_url, sections.after),
         notices=list(map(as_sentence, visit.instance.notices)),
         warnings=await _warnings(visit, census),
         census=census,
