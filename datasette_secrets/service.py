@@ -277,19 +277,18 @@ async def set_details(
 
     def update_secret(changing: Changing) -> tuple[int, list[str]]:
         newest = store.require_newest(changing.conn, name, expected_version)
-        number, stored = newest.version, newest._asdict()
-        changed = {
-            column: detail
-            for column, detail in details.items()
-            if (detail or None) != (stored[column] or None)
-        }
-        known = expected or {}
-        for column in changed:
-            if (known.get(column, stored[column]) or None) != (stored[column] or None):
+        number = newest.version
+        changed = {}
+        for column, detail in details.items():
+            stored = getattr(newest, column) or None
+            if (detail or None) == stored:
+                continue
+            if expected and (expected.get(column, stored) or None) != stored:
                 at, by = newest.updated_at, newest.updated_by
                 raise VersionConflict(name, number, number, at, by)
-            detail = {column: changed[column]} if column == "renew_by" else None
-            changing.made.append(Change(_ACTIONS[column], name, number, detail))
+            changed[column] = detail
+            logged = {column: detail} if column == "renew_by" else None
+            changing.made.append(Change(_ACTIONS[column], name, number, logged))
         if changed:
             who = {"updated_at": changing.at, "updated_by": changing.actor_id}
             changing.update(TABLE, newest.id, {**changed, **who})
