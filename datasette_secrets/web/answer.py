@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from datasette.utils import await_me_maybe
 from datasette.utils.asgi import Request, Response
 
-from .. import config, database, health, service
+from .. import database, health, service
 from ..errors import (
     CannotOpen,
     DatabaseUnavailable,
@@ -206,7 +206,6 @@ async def page(
     html = await visit.datasette.render_template(
         f"datasette_secrets/{template}.html",
         {
-            "plugin": config.PLUGIN,
             "list_url": visit.list_url,
             "show": await present.presenter(visit, people),
             "error": visit.error,
