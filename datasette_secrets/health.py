@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shlex
 from contextlib import suppress
@@ -136,7 +135,7 @@ async def examine(
 
 async def _warnings(datasette: Datasette, instance: Instance) -> list[Remark]:
     """Risky configuration, known without the table."""
-    warnings = list(itertools.starmap(Remark, instance.settings.warnings))
+    warnings = [Remark(*each) for each in instance.settings.warnings]
     if instance.settings.ring is not None and is_temporary(instance.db):
         message = (
             "the internal database is temporary, so secrets are lost when the server "
