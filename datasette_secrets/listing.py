@@ -147,12 +147,7 @@ async def list_secrets(
 
 
 async def list_sections(
-    datasette: Datasette,
-    *,
-    contains: str = "",
-    state: str = "",
-    after: str = "",
-    size: int = 100,
+    datasette: Datasette, contains: str, state: str, after: str, size: int
 ) -> Sections:
     """A page of the list, sorted by name, ignoring case.
 
@@ -209,7 +204,7 @@ def is_due(listed: Listed, days: int = DUE_DAYS) -> bool:
     return str(renew_by) <= (today + datetime.timedelta(days)).isoformat()
 
 
-async def list_due(datasette: Datasette, days: int = DUE_DAYS) -> list[Listed]:
+async def list_due(datasette: Datasette, days: int) -> list[Listed]:
     """The secrets that have to be renewed within so many days, sorted by name.
 
     Does not look for registered secrets.
