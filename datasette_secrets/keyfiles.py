@@ -42,7 +42,7 @@ class Replaced(NamedTuple):
     first_id: str
     second: str
     second_id: str
-    kept: str | None = None
+    kept: str | None
 
 
 @without_frames
@@ -122,37 +122,44 @@ def replace(paths: Sequence[str | None], how: str, needed: Collection[str]) -> R
                     "'datasette secrets new-key --swap'"
                 )
             _commit(first)
-            return _read_back(first, begun.key_id, second, two.key_id)
-        _check(one, two, how, needed)
-        for path, left in ((first, begun), (second, _leftover(second))):
-            if left and left.key_id not in (one.key_id, two.key_id):
-                _keep(left, path)
-        return _replace(one, two, how)
+            done = Replaced(first, begun.key_id, second, two.key_id, None)
+        else:
+            _check(one, two, how, needed)
+            for path, left in ((first, begun), (second, _leftover(second))):
+                if left and left.key_id not in (one.key_id, two.key_id):
+                    _keep(left, path)
+            done = _replace(one, two, how)
+        found = _read(first).key_id, _read(second).key_id
+        if found != (done.first_id, done.second_id):
+            raise NotConfigured(
+                f"{first} and {second} do not hold what was written into them: look at "
+                "both with 'datasette secrets key-id'"
+            )
+        return done
 
 
 def _replace(one: _KeyFile, two: _KeyFile, how: str) -> Replaced:
+    kept = None
     new = two.text if how == "swap" else generate_master_key()
     new_id = MasterKey.parse(new).id
-    kept = None
+    ids, wanted = (new_id, one.key_id), [(two, one.text), (one, new)]
+    if how == "second":
+        ids, wanted = (one.key_id, new_id), [(two, new)]
     try:
-        if how == "second":
-            _stage(two.path, new, two.status)
-        else:
-            _stage(one.path, new, one.status)
-            _stage(two.path, one.text, two.status)
+        for file, text in wanted:
+            _stage(file.path, text, file.status)
         if how != "swap" and two.key_id not in ("", one.key_id):
             kept = _keep(two, two.path)
     except NotConfigured:
-        for path in (one.path, two.path):
+        for file, _ in wanted:
             with contextlib.suppress(OSError):
-                os.unlink(_temporary(path))
+                os.unlink(_temporary(file.path))
         raise
-    _commit(two.path)
-    if how == "second":
-        return _read_back(one.path, one.key_id, two.path, new_id, kept)
-    # Now both files hold the key that was first. If this is killed, the next run goes on.
-    _commit(one.path)
-    return _read_back(one.path, new_id, two.path, one.key_id, kept)
+    # After the first of two steps, both files hold the same key. If this is killed then,
+    # the next run goes on.
+    for file, _ in wanted:
+        _commit(file.path)
+    return Replaced(one.path, ids[0], two.path, ids[1], kept)
 
 
 def _resolved(paths: Sequence[str | None]) -> tuple[str, str]:
@@ -206,17 +213,6 @@ def _leftover(path: str) -> _KeyFile | None:
     except NotConfigured:
         return None
     return file if file.key_id else None
-
-
-def _read_back(
-    first: str, first_id: str, second: str, second_id: str, kept: str | None = None
-) -> Replaced:
-    if (_read(first).key_id, _read(second).key_id) != (first_id, second_id):
-        raise NotConfigured(
-            f"{first} and {second} do not hold what was written into them: look at both "
-            "with 'datasette secrets key-id'"
-        )
-    return Replaced(first, first_id, second, second_id, kept)
 
 
 def _keep(file: _KeyFile, path: str) -> str:
