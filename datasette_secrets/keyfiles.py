@@ -7,13 +7,12 @@ file is refused. A key that leaves the ring is kept beside its file.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,17 +56,16 @@ def key_ids(text: str) -> list[str]:
     return found
 
 
-def read_file(
-    path: str, flags: int = 0, *, pipes: bool = True
-) -> tuple[bytes, os.stat_result]:
+def read_file(path: str, *, pipes: bool = True) -> tuple[bytes, os.stat_result]:
     """What is in a key file, up to 65,536 bytes, and its status. Raises OSError.
 
-    `pipes`: also read what a shell or a supervisor hands over, such as `/dev/stdin` and
-    `/dev/fd/63`. Nothing waits for ever: not for a FIFO, nor for a device without an end.
+    `pipes`: also follow links, and read what a shell or a supervisor hands over, such as
+    `/dev/stdin` and `/dev/fd/63`. Nothing waits for ever: not for a FIFO, nor for a device
+    without an end.
     """
+    flags = os.O_RDONLY if pipes else os.O_RDONLY | os.O_NOFOLLOW
     # Without O_NONBLOCK, which Windows lacks, opening a FIFO would wait for its writer.
-    flags |= os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(path, flags)
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     try:
         status = os.fstat(descriptor)
         is_handed_over = pipes and path.startswith(("/dev/", "/proc/"))
@@ -94,8 +92,6 @@ def read_file(
 
 def make_second(paths: Sequence[str | None]) -> None:
     """Make the second file of the ring, empty, if that alone is missing."""
-    if None in paths[:2] or len(paths) < 2:
-        return
     first, second = _resolved(paths)
     if os.path.isfile(first) and not os.path.lexists(second):
         with _explained(second, "created"):
@@ -152,7 +148,7 @@ def _replace(one: _KeyFile, two: _KeyFile, how: str) -> Replaced:
             kept = _keep(two, two.path)
     except NotConfigured:
         for file, _ in wanted:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.unlink(_temporary(file.path))
         raise
     # After the first of two steps, both files hold the same key. If this is killed then,
@@ -197,7 +193,7 @@ def _check(one: _KeyFile, two: _KeyFile, how: str, needed: Collection[str]) -> N
 def _read(path: str) -> _KeyFile:
     """What is in the file. Raises NotConfigured for anything but a file with one key."""
     with _explained(path, "read"):
-        content, status = read_file(path, os.O_NOFOLLOW, pipes=False)
+        content, status = read_file(path, pipes=False)
     text = content.decode("ascii", "replace").strip()
     try:
         key_id = MasterKey.parse(text).id if text else ""
@@ -236,7 +232,7 @@ def _stage(path: str, text: str, like: os.stat_result) -> None:
     """Write what is to replace `path` to a file beside it, and sync it."""
     with _explained(path):
         # An earlier run was killed. Its file is torn, or its key is kept elsewhere.
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             os.unlink(_temporary(path))
         with open(_create(_temporary(path), like), "wb") as file:
             file.write(text.encode("ascii") + b"\n")
@@ -299,7 +295,7 @@ def _locked(folders: Collection[str]) -> Iterator[None]:
         import fcntl
     except ImportError:
         raise NotConfigured("new-key needs a POSIX system") from None
-    with contextlib.ExitStack() as opened:
+    with ExitStack() as opened:
         for folder in sorted(folders):
             with _explained(folder, "locked"):
                 descriptor = os.open(folder, os.O_RDONLY)
