@@ -253,15 +253,13 @@ def _create(path: str, like: os.stat_result) -> int:
         # Somebody chose 0640, for a server that reads as the group. Nobody chooses 0644.
         if like.st_mode & 0o044 == 0o040:
             os.fchmod(descriptor, 0o640)
-    except BaseException as error:
+    except OSError:
         os.close(descriptor)
         os.unlink(path)
-        if isinstance(error, PermissionError):
-            raise NotConfigured(
-                f"Nothing was changed: a key file in {os.path.dirname(path)} belongs to "
-                "another user or group. Run this as that user, or as root"
-            ) from None
-        raise
+        raise NotConfigured(
+            f"Nothing was changed: a key file in {os.path.dirname(path)} belongs to "
+            "another user or group. Run this as that user, or as root"
+        ) from None
     return descriptor
 
 
