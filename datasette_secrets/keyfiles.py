@@ -172,11 +172,6 @@ def _resolved(paths: Sequence[str | None]) -> tuple[str, str]:
 
 
 def _check(one: _KeyFile, two: _KeyFile, how: str, needed: Collection[str]) -> None:
-    if not one.key_id:
-        raise NotConfigured(
-            f"{one.path} is empty: make a first key with "
-            "'datasette secrets generate-encryption-key'"
-        )
     if two.key_id != one.key_id and two.key_id in needed:
         raise NotConfigured(
             f"Nothing was changed: {two.path} holds master key {two.key_id}, which "
