@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from ..config import ENV_PREFIX
 from ..envelope import VALUE_MAX_BYTES, Plaintext
 from ..errors import InvalidSecret, printable, without_frames
 from .interrupt import blocking
-from .output import is_terminal, warn
+from .output import is_terminal
 
 # A pasted text has come to its end when nothing has followed for so long.
 _QUIET_SECONDS = 1.0
@@ -32,30 +33,29 @@ _ENV_MAX_BYTES = 16 * 1024 * 1024
 
 
 @contextmanager
-def _echo_off() -> Iterator[Callable[[], None]]:
+def _echo_off() -> Iterator[None]:
     """While this lasts, the terminal shows nothing that is typed.
 
-    Yields what reads away the rest of a pasted text, which comes line by line and would go
-    to whatever reads the terminal next: a shell would run it, and keep it in its history.
+    After a ClickException, the rest of a pasted text is read away, line by line. The shell
+    would run it, and keep it in its history.
     """
     try:
         import termios
     except ImportError:  # Windows, where the rest stays in the console
-        yield lambda: None
+        yield
         return
     terminal = sys.stdin.fileno()
     before = termios.tcgetattr(terminal)
     silent = [*before]
     silent[3] &= ~termios.ECHO
-
-    def discard_input() -> None:
+    try:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
+        yield
+    except click.ClickException:
         while select.select([terminal], [], [], _QUIET_SECONDS)[0]:
             if not os.read(terminal, 65_536):
                 break
-
-    try:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
-        yield discard_input
+        raise
     finally:
         termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
 
@@ -86,38 +86,36 @@ def read_value(name: str, value_file: str | None) -> str:
     if value_file is None and is_terminal(sys.stdin):
         return _typed_twice(name)
     text = read_text(value_file or "-", VALUE_MAX_BYTES + len("\r\n"))
-    if text.endswith("\n"):
-        return text[: -2 if text.endswith("\r\n") else -1]
-    return text
+    return re.sub(r"\r?\n\Z", "", text)
 
 
 def _typed_twice(name: str) -> str:
-    with _echo_off() as discard_input:
-        while True:
-            value = _typed(f"Value for {name} (hidden, single line)")
-            problem = ""
-            if len(value.encode()) >= _LINE_MAX_BYTES:
-                problem = (
-                    "The terminal may have cut the value, since it passes on fewer than "
-                    f"{_LINE_MAX_BYTES + 1:,} bytes of a line"
-                )
-            elif _is_start_of_pem(value) or value in ("{", "["):
-                problem = "The value has several lines"
-            if problem:
-                discard_input()
-                raise click.ClickException(f"{problem}: use a pipe or --value-file")
-            if _typed("Repeat for confirmation") == value:
-                return value
-            warn("The two values do not match. Enter them again")
-
-
-def _typed(question: str) -> str:
     try:
-        with blocking():
-            return str(click.prompt(question, hide_input=True, err=True))
+        with _echo_off(), blocking():
+            return click.prompt(
+                f"Value for {name} (hidden, single line)",
+                hide_input=True,
+                confirmation_prompt=True,
+                value_proc=_whole_line,
+                err=True,
+            )
     except UnicodeDecodeError:
         click.echo(err=True)
-    raise click.ClickException("Nothing was stored: it is not valid UTF-8")
+        raise InvalidSecret("Nothing was stored: it is not valid UTF-8") from None
+
+
+def _whole_line(value: str) -> str:
+    """The typed value. Refuses what may be only the beginning of one."""
+    if len(value.encode()) >= _LINE_MAX_BYTES:
+        raise click.ClickException(
+            "The terminal may have cut the value, since it passes on fewer than "
+            f"{_LINE_MAX_BYTES + 1:,} bytes of a line: use a pipe or --value-file"
+        )
+    if _is_start_of_pem(value) or value in ("{", "["):
+        raise click.ClickException(
+            "The value has several lines: use a pipe or --value-file"
+        )
+    return value
 
 
 def _is_start_of_pem(text: str) -> bool:
