@@ -76,7 +76,7 @@ def table() -> str:
     for name in secrets.list_commands(context):
         command = secrets.get_command(context, name)
         assert command is not None and command.help is not None
-        own = command.params  # those of `datasette serve` come when they are asked for
+        own = getattr(command, "own_params", command.params)
         arguments = " ".join(
             [name, *(each.make_metavar(context) for each in own if is_argument(each))]
         )

@@ -13,7 +13,6 @@ import functools
 import os
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -49,20 +48,20 @@ IGNORED = frozenset(
 #: Options of `datasette serve` that say where the secrets are. The others are hidden.
 SHOWN = frozenset({"files", "internal", "config", "settings", "plugins_dir"})
 
+#: Options of `datasette serve` that are repeated in the commands that a message names.
+LEADING = frozenset({"immutable", "config", "internal", "plugins_dir"})
+
 
 class DatabaseCommand(Command):
     """A command on an instance. Its callback is `async def (datasette, **own_options)`.
 
-    It returns the exit code, None for 0. The options of `datasette serve` are added when
-    they are first asked for, since importing them takes long. `creates`: it stores
-    secrets, so --create makes a database, and a new name is fine. `missing`: what to do
-    when a FILE does not exist. `look`: the command that shows whether it made its change;
-    empty if it makes none.
+    It returns the exit code, None for 0. `creates`: it stores secrets, so --create makes a
+    database, and a new name is fine. `missing`: what to do when a FILE does not exist.
+    `look`: the command that shows whether it made its change; empty if it makes none.
     """
 
     example_options = "-c datasette.yaml --internal internal.db"
     callback: Any
-    _serve_options: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -73,27 +72,21 @@ class DatabaseCommand(Command):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.own_params = self.params
+        shown = SHOWN | {"create"} if creates else SHOWN
+        self.params = [*self.params, *_serve_params(shown)]
         self._creates = creates
         self._missing = missing
         self._look = look
 
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        if not self._serve_options:
-            own = {param.name for param in self.params}
-            shown = SHOWN | ({"create"} if self._creates else set())
-            copied = [each for each in _serve_params(shown) if each.name not in own]
-            self.params = [*self.params, *copied]
-            self._serve_options = frozenset(str(param.name) for param in copied)
-        return super().get_params(ctx)
-
     def invoke(self, ctx: click.Context) -> None:
-        names = self._serve_options & {*ctx.params}
-        options = {name: ctx.params.pop(name) for name in names}
-        ctx.meta[GIVEN] = _given(ctx, options)
+        own = {str(each.name) for each in self.own_params}
+        own_options = {name: ctx.params.pop(name) for name in own}
+        ctx.meta[GIVEN] = _given(ctx)
         umask = os.umask(0o077)  # for the databases that --create makes
         try:
-            datasette = self._build(ctx, options)
-            interrupt.run(self._run(datasette, ctx.params), datasette.close)
+            datasette = self._build(ctx)
+            interrupt.run(self._run(datasette, own_options), datasette.close)
         except KeyboardInterrupt as interrupted:
             if is_terminal(sys.stderr):
                 click.echo(err=True)  # after the ^C
@@ -151,10 +144,11 @@ class DatabaseCommand(Command):
             _refuse_temporary()
         await database.journal_mode(db)
 
-    def _build(self, ctx: click.Context, options: dict[str, Any]) -> Datasette:
-        create = bool(options.get("create")) and self._creates
+    def _build(self, ctx: click.Context) -> Datasette:
+        options = ctx.params
+        create = options["create"] and self._creates
         # An empty one, from a variable that is set to nothing, is none.
-        options["internal"] = options.get("internal") or None
+        options["internal"] = options["internal"] or None
         if ":memory:" in (options["internal"] or ""):
             _refuse_temporary()
         if options["internal"]:
@@ -162,7 +156,7 @@ class DatabaseCommand(Command):
                 self._creates and not create
             )
             self._require_file("--internal", options["internal"], create, way_out)
-        for file in options.get("files") or ():
+        for file in options["files"]:
             self._require_file("FILES", file, create, self._missing)
         try:
             datasette: Datasette = ctx.invoke(
@@ -194,7 +188,7 @@ class DatabaseCommand(Command):
             problem = "names a file that does not exist"
             if create and option == "--internal":
                 way_out = "a new database must end in .db, .sqlite or .sqlite3"
-        elif not Path(path).absolute().parent.is_dir():
+        elif not os.path.isdir(os.path.dirname(os.path.abspath(path))):
             problem = "names a file in a folder that does not exist"
         if problem:
             shown = f" ({printable(os.path.abspath(path))})" if is_database else ""
@@ -245,26 +239,23 @@ async def track_nothing(event: object) -> None:
     pass
 
 
-def _given(ctx: click.Context, options: dict[str, Any]) -> str:
+def _given(ctx: click.Context) -> str:
     """The options that lead to the database, to be typed again."""
-    words: list[str] = list(options.get("files") or ())
-    for name, option in (
-        ("immutable", "-i"),
-        ("config", "-c"),
-        ("internal", "--internal"),
-        ("plugins_dir", "--plugins-dir"),
-    ):
-        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            given = options[name]
+    words: list[str] = list(ctx.params["files"])
+    for param in ctx.command.params:
+        name = str(param.name)
+        is_given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if is_given and name in LEADING:
+            given = ctx.params[name]
             for each in given if isinstance(given, (list, tuple)) else [given]:
-                words += [option, str(getattr(each, "name", each))]
-    for name, _ in options.get("settings") or ():
+                words += [param.opts[0], str(getattr(each, "name", each))]
+    for name, _ in ctx.params["settings"]:
         # The value may be a key, or a secret of another plugin.
         words += ["-s", name, "…"]
     return printable(shlex.join(words))
 
 
-def _serve_params(shown: frozenset[str] | set[str]) -> list[click.Parameter]:
+def _serve_params(shown: frozenset[str]) -> list[click.Parameter]:
     """Copies of the options of `datasette serve`, as this version of Datasette has them."""
     copied = []
     for param in cli.commands["serve"].params:
