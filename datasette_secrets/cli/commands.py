@@ -6,7 +6,6 @@ command line, which other users and the shell's history can see.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -101,14 +100,12 @@ async def get(
             raise click.ClickException(f"{failure}: it is not set")
         # The version is settled now, so that the one in the log is the one printed.
         version = state.version if state.source == "database" else None
-    reading = (
-        service.get_secret(datasette, name, actor_id)
-        if version is None
-        else service.get_version(datasette, name, version, actor_id=actor_id)
-    )
-    output.print_value(failure, await reading)
     if version is None:  # from the environment
+        reading = service.get_secret(datasette, name, actor_id)
+        output.print_value(failure, await reading)
         return
+    stored = service.get_version(datasette, name, version, actor_id=actor_id)
+    output.print_value(failure, await stored)
     try:
         await service.log_read(datasette, name, version, actor_id=actor_id)
     except DatabaseUnavailable as error:
@@ -259,7 +256,7 @@ async def delete(datasette: Datasette, name: str, yes: bool, **options: Any) -> 
 
     The value is kept. "restore" undoes this, and "destroy" removes the value for good.
     """
-    newest = (await stored_versions(datasette, name))[0]
+    newest, *_ = await stored_versions(datasette, name)
     options |= _confirm(f"Delete {name}, now at version {newest.version}?", newest, yes)
     version = await service.delete_secret(datasette, name, **options)
     output.say(f"Deleted {name}, at version {version}")
@@ -268,7 +265,7 @@ async def delete(datasette: Datasette, name: str, yes: bool, **options: Any) -> 
 @changing_command(params=_confirmed)
 async def restore(datasette: Datasette, name: str, yes: bool, **options: Any) -> None:
     """Restore a secret that was deleted"""
-    newest = (await stored_versions(datasette, name))[0]
+    newest, *_ = await stored_versions(datasette, name)
     if not newest.is_deleted and not newest.is_destroyed:
         output.say(f"{name} is not deleted")
         return
@@ -288,8 +285,7 @@ async def rollback(
     datasette: Datasette, name: str, version: int, yes: bool, **options: Any
 ) -> None:
     """Store the value of version N as a new version"""
-    newest, *_ = stored = await stored_versions(datasette, name)
-    _require_versions(name, stored, [version])
+    newest, *_ = await stored_versions(datasette, name, [version])
     question = f"from version {newest.version} to the value of version {version}?"
     options |= _confirm(f"Roll {name} back {question}", newest, yes)
     new = await service.roll_back(datasette, name, version, **options)
@@ -324,10 +320,9 @@ async def destroy(
     """
     if bool(versions) == all_but_newest:
         raise click.UsageError("Use either --version N or --all-but-newest")
-    newest, *_ = stored = await stored_versions(datasette, name)
+    newest, *_ = await stored_versions(datasette, name, versions)
     if all_but_newest:
         versions = tuple(await service.older_versions(datasette, name))
-    _require_versions(name, stored, versions)
     is_used = not newest.is_deleted and newest.version in versions
     used = f" (plugins use version {newest.version})" if is_used else ""
     plural = "s" if len(versions) > 1 else ""
@@ -345,16 +340,6 @@ def _confirm(question: str, newest: store.Version, yes: bool) -> dict[str, int]:
     """Ask, and return the version that the answer is about, as what a change expects."""
     prompt.confirm(question, yes=yes)
     return {} if yes else {"expected_version": newest.version}
-
-
-def _require_versions(
-    name: str, stored: list[store.Version], versions: Sequence[int]
-) -> None:
-    if not {*versions} <= {each.version for each in stored}:
-        raise click.ClickException(
-            f"{printable(name)} has no such version. To see which it has: datasette "
-            f"secrets history {printable(name)}"
-        )
 
 
 _ids = click.IntRange(-(2**63), 2**63 - 1)

@@ -13,6 +13,7 @@ import functools
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -224,13 +225,19 @@ async def require_name(
         warn(f"There is no secret of that name yet{question}")
 
 
-async def stored_versions(datasette: Datasette, name: str) -> list[store.Version]:
-    """The versions of a secret, newest first. Refuses a name of which there are none."""
+async def stored_versions(
+    datasette: Datasette, name: str, needed: Iterable[int] = ()
+) -> list[store.Version]:
+    """The versions of a secret, newest first. Refuses a name without any or these."""
     versions = await store.history(get_instance(datasette).db, name)
     if not versions:
-        where = path_of(datasette)
         raise click.ClickException(
-            f"Nothing is stored for {printable(name)} in {where}"
+            f"Nothing is stored for {printable(name)} in {path_of(datasette)}"
+        )
+    if not {*needed} <= {each.version for each in versions}:
+        raise click.ClickException(
+            f"{printable(name)} has no such version. To see which it has: datasette "
+            f"secrets history {printable(name)}"
         )
     return versions
 
