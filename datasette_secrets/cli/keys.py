@@ -124,8 +124,8 @@ async def rotate_key(datasette: Datasette, as_json: bool, **options: Any) -> int
     census = await rotation.census(datasette)
     steps = census.versions if options["new_data_keys"] else census.elsewhere
     steps *= 1 if options["dry_run"] else 2
-    with output.progress("Rotating", steps) as advance:
-        report = await rotation.rotate(datasette, progress=advance, **options)
+    with output.progress("Rotating", steps) as bar:
+        report = await rotation.rotate(datasette, progress=bar.update, **options)
     if as_json:
         output.print_json(serialize.rotation_json(instance, report))
     else:
@@ -158,8 +158,8 @@ async def upgrade(
     if not dry_run:
         found = len(report.found)
         prompt.confirm(f"Upgrade {health.count_versions(found)}?", yes=yes or not found)
-        with output.progress("Upgrading", found) as advance:
-            report = await upgrading.upgrade(datasette, progress=advance, **options)
+        with output.progress("Upgrading", found) as bar:
+            report = await upgrading.upgrade(datasette, progress=bar.update, **options)
     if as_json:
         output.print_json(serialize.upgrade_json(get_instance(datasette), report))
     else:
@@ -218,8 +218,8 @@ async def verify(datasette: Datasette, as_json: bool) -> int:
     instance.settings.require_ring()
     findings = await inspection.inspect(instance.db)
     census = await rotation.census(datasette)
-    with output.progress("Verifying", census.versions) as advance:
-        found = await rotation.verify(datasette, progress=advance)
+    with output.progress("Verifying", census.versions) as bar:
+        found = await rotation.verify(datasette, progress=bar.update)
     table = [rotation.Problem(None, None, *each) for each in findings]
     if as_json:
         output.print_json(serialize.verification_json(instance, found, table))

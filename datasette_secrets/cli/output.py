@@ -11,8 +11,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -118,14 +118,12 @@ def _cell(content: object, is_short: bool) -> object:
     return "" if content is None else content
 
 
-@contextmanager
-def progress(label: str, steps: int) -> Iterator[Callable[[int], None]]:
-    """What to call with each number of steps done: a bar on a terminal for long work."""
-    if steps < _LONG_WORK or not is_terminal(sys.stderr):
-        yield lambda _: None
-        return
-    with click.progressbar(length=steps, label=label, file=sys.stderr) as bar:
-        yield bar.update
+def progress(label: str, steps: int) -> AbstractContextManager[Any]:
+    """A bar to update with each number of steps done: on a terminal, for long work."""
+    is_hidden = steps < _LONG_WORK or not is_terminal(sys.stderr)
+    return click.progressbar(
+        length=steps, label=label, file=sys.stderr, hidden=is_hidden
+    )
 
 
 @without_frames
@@ -181,9 +179,9 @@ def print_rotation(instance: Instance, report: rotation.Rotation) -> None:
 def print_upgrade(report: upgrade.Upgrade) -> None:
     found = health.count_versions(len(report.found))
     can = len(report.found) - len(report.problems)
-    done = (
-        f"Would upgrade {can:,}" if report.dry_run else f"Upgraded {report.changed:,}"
-    )
+    done = f"Upgraded {report.changed:,}"
+    if report.dry_run:
+        done = f"Would upgrade {can:,}"
     nothing = "Nothing that datasette-secrets 0.x stored is left"
     say(f"{done} of {found}" if report.found else nothing)
     print_problems(report.problems)
@@ -194,11 +192,10 @@ def print_verification(
 ) -> None:
     destroyed = f" ({found.destroyed:,} destroyed)" if found.destroyed else ""
     total = health.count_versions(found.opened + len(found.problems))
+    which = "All " if found.opened > 1 else ""
     if found.problems:
-        say(f"{found.opened:,} of {total} can be decrypted{destroyed}")
-    else:
-        every = "All " if found.opened > 1 else ""
-        say(f"{every}{total} can be decrypted{destroyed}")
+        which = f"{found.opened:,} of "
+    say(f"{which}{total} can be decrypted{destroyed}")
     print_problems(table + found.problems)
 
 
