@@ -14,8 +14,6 @@ from .arguments import Command, discreet, with_options
 
 
 class _Group(Command, click.Group):
-    command_class = Command
-
     def list_commands(self, ctx: click.Context) -> list[str]:
         self._load()
         return super().list_commands(ctx)

@@ -46,7 +46,6 @@ def run(main: Coroutine[Any, Any, None], close: Callable[[], None]) -> None:
     anything else. No write is cut off.
     """
     loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
     task = loop.create_task(main)
     with _handling(_Handler(task)):
         try:
@@ -63,7 +62,6 @@ def run(main: Coroutine[Any, Any, None], close: Callable[[], None]) -> None:
             if not task.cancelled():
                 task.exception()  # or the loop complains that nobody asked
             close()
-            asyncio.set_event_loop(None)
             loop.close()
 
 
