@@ -19,7 +19,7 @@ from typing import NamedTuple
 from .envelope import MasterKey, generate_master_key
 from .errors import InvalidMasterKey, NotConfigured, without_frames
 
-_READ_MAX = 65_536
+READ_MAX = 65_536
 #: How long to wait for the writer of a pipe.
 _READ_SECONDS = 10
 
@@ -73,9 +73,9 @@ def read_file(path: str, *, pipes: bool = True) -> tuple[bytes, os.stat_result]:
             raise OSError(errno.EINVAL, "it is not a regular file")
         content = b""
         deadline = time.monotonic() + _READ_SECONDS
-        while len(content) <= _READ_MAX:
+        while len(content) <= READ_MAX:
             try:
-                part = os.read(descriptor, _READ_MAX + 1 - len(content))
+                part = os.read(descriptor, READ_MAX + 1 - len(content))
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     reason = f"it did not end within {_READ_SECONDS} seconds"
@@ -85,7 +85,7 @@ def read_file(path: str, *, pipes: bool = True) -> tuple[bytes, os.stat_result]:
             if not part:
                 return content, status
             content += part
-        raise OSError(errno.EFBIG, f"it has more than {_READ_MAX:,} bytes")
+        raise OSError(errno.EFBIG, f"it has more than {READ_MAX:,} bytes")
     finally:
         os.close(descriptor)
 

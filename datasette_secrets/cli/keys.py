@@ -18,8 +18,6 @@ from .serve import DatabaseCommand, changing_command, command
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-_KEYS_MAX_BYTES = 65_536
-
 _batch_size = option(
     "--batch-size N",
     "Change this many versions in one transaction",
@@ -86,7 +84,7 @@ def key_id(file: str) -> None:
 
     FILE may be - for stdin. The keys themselves are never printed.
     """
-    found = keyfiles.key_ids(prompt.read_text(file, _KEYS_MAX_BYTES))
+    found = keyfiles.key_ids(prompt.read_text(file, keyfiles.READ_MAX))
     if not found:
         raise click.ClickException("There is no key in it")
     for each in found:
@@ -190,8 +188,8 @@ async def status(datasette: Datasette, due_within: int | None, as_json: bool) ->
     mode = await journal_mode(instance.db)
     found = await health.examine(datasette, census, findings)
     due = await health.due(datasette, due_within)
-    found.warnings.extend(health.about_files(instance) + due)
-    found.warnings.extend(health.about_slots(census))
+    about = [*health.about_files(instance), *due, *health.about_slots(census)]
+    found.warnings.extend(about)
     is_due = due_within is not None and bool(due)
     if as_json:
         content = serialize.status_json(instance, census, held.destroyed, mode, found)

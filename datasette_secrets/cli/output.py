@@ -135,9 +135,11 @@ def print_value(failure: str, value: str | None) -> None:
         raise click.ClickException(
             f"{failure}: it could not be printed: stdout is closed"
         )
-    if is_terminal(sys.stdout) and _printable_lines(value) != value:
-        value = _printable_lines(value)
-        warn("Control characters are shown escaped. Use a pipe for the exact value")
+    if is_terminal(sys.stdout):
+        exact = value
+        value = "\n".join(map(printable, exact.split("\n")))
+        if value != exact:
+            warn("Control characters are shown escaped. Use a pipe for the exact value")
     stream = sys.stdout.buffer
     try:
         stream.write(value.encode("utf-8", "surrogateescape") + b"\n")
@@ -148,10 +150,6 @@ def print_value(failure: str, value: str | None) -> None:
         if error.errno == errno.EPIPE:
             reason = "the pipe was closed before it was read"
         raise click.ClickException(f"{failure}: {reason}") from None
-
-
-def _printable_lines(text: str) -> str:
-    return "\n".join(map(printable, text.split("\n")))
 
 
 def print_rotation(instance: Instance, report: rotation.Rotation) -> None:
@@ -211,17 +209,15 @@ def print_new_key(done: keyfiles.Replaced, how: str) -> None:
     if done.kept:
         say(f"The previous key of the second file is kept for backups in {done.kept}")
     new = shlex.quote(done.second if how == "second" else done.first)
-    say("Next:")
-    say(f"  1. Copy {new} to a safe place, apart from the database")
-    where = (
-        "Restart the server"
-        if how == "new"
-        else "Copy both files to every server, and restart all of them"
-    )
-    say(f"  2. {where}")
+    restart = "Copy both files to every server, and restart all of them"
+    if how == "new":
+        restart = "Restart the server"
+    steps = [f"Copy {new} to a safe place, apart from the database", restart]
     following = ["new-key --swap"] if how == "second" else ["rotate-key", "status"]
-    for number, each in enumerate(following, 3):
-        say(f"  {number}. datasette secrets {each}")
+    steps += [f"datasette secrets {each}" for each in following]
+    say("Next:")
+    for number, step in enumerate(steps, 1):
+        say(f"  {number}. {step}")
 
 
 def path_of(datasette: Datasette) -> str:
