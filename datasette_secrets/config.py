@@ -288,7 +288,7 @@ def _follow(option: str, entry: Any) -> tuple[str, str]:
 def _read_file(option: str, path: str) -> str:
     shown = _named(path)
     try:
-        return keyfiles.read_file(path)[0].decode("utf-8")
+        return keyfiles.read_file(path).decode("utf-8")
     except OSError as error:
         if shown == path and not os.path.isabs(path):
             shown += f", which is {os.path.abspath(path)}"

@@ -31,7 +31,6 @@ class _KeyFile:
     path: str
     text: str = field(repr=False)
     key_id: str
-    status: os.stat_result = field(repr=False)
 
 
 class Replaced(NamedTuple):
@@ -56,8 +55,8 @@ def key_ids(text: str) -> list[str]:
     return found
 
 
-def read_file(path: str, *, pipes: bool = True) -> tuple[bytes, os.stat_result]:
-    """What is in a key file, up to 65,536 bytes, and its status. Raises OSError.
+def read_file(path: str, *, pipes: bool = True) -> bytes:
+    """What is in a key file, up to 65,536 bytes. Raises OSError.
 
     `pipes`: also follow links, and read what a shell or a supervisor hands over, such as
     `/dev/stdin` and `/dev/fd/63`. Nothing waits for ever: not for a FIFO, nor for a device
@@ -67,9 +66,8 @@ def read_file(path: str, *, pipes: bool = True) -> tuple[bytes, os.stat_result]:
     # Without O_NONBLOCK, which Windows lacks, opening a FIFO would wait for its writer.
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     try:
-        status = os.fstat(descriptor)
-        is_handed_over = pipes and path.startswith(("/dev/", "/proc/"))
-        if not (stat.S_ISREG(status.st_mode) or is_handed_over):
+        is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        if not is_regular and not (pipes and path.startswith(("/dev/", "/proc/"))):
             raise OSError(errno.EINVAL, "it is not a regular file")
         content = b""
         deadline = time.monotonic() + _READ_SECONDS
@@ -83,7 +81,7 @@ def read_file(path: str, *, pipes: bool = True) -> tuple[bytes, os.stat_result]:
                 time.sleep(0.01)
                 continue
             if not part:
-                return content, status
+                return content
             content += part
         raise OSError(errno.EFBIG, f"it has more than {READ_MAX:,} bytes")
     finally:
@@ -95,7 +93,7 @@ def make_second(paths: Sequence[str | None]) -> None:
     first, second = _resolved(paths)
     if os.path.isfile(first) and not os.path.lexists(second):
         with _explained(second, "created"):
-            os.close(_create(second, os.stat(first)))
+            os.close(_create(second, like=first))
 
 
 @without_frames
@@ -143,7 +141,7 @@ def _replace(one: _KeyFile, two: _KeyFile, how: str) -> Replaced:
         ids, wanted = (one.key_id, new_id), [(two, new)]
     try:
         for file, text in wanted:
-            _stage(file.path, text, file.status)
+            _stage(file.path, text, like=file.path)
         if how != "swap" and two.key_id not in ("", one.key_id):
             kept = _keep(two, two.path)
     except NotConfigured:
@@ -188,13 +186,12 @@ def _check(one: _KeyFile, two: _KeyFile, how: str, needed: Collection[str]) -> N
 def _read(path: str) -> _KeyFile:
     """What is in the file. Raises NotConfigured for anything but a file with one key."""
     with _explained(path, "read"):
-        content, status = read_file(path, pipes=False)
-    text = content.decode("ascii", "replace").strip()
+        text = read_file(path, pipes=False).decode("ascii", "replace").strip()
     try:
         key_id = MasterKey.parse(text).id if text else ""
     except InvalidMasterKey as error:
         raise NotConfigured(f"{path} is not a master key: {error}") from None
-    return _KeyFile(path, text, key_id, status)
+    return _KeyFile(path, text, key_id)
 
 
 def _leftover(path: str) -> _KeyFile | None:
@@ -213,7 +210,7 @@ def _keep(file: _KeyFile, path: str) -> str:
         if _read(kept).key_id == file.key_id:
             return kept
         raise NotConfigured(f"{kept} holds another key: move it away")
-    _stage(kept, file.text, file.status)
+    _stage(kept, file.text, like=file.path)
     _commit(kept)
     return kept
 
@@ -223,7 +220,7 @@ def _temporary(path: str) -> str:
     return os.path.join(folder, f".{name}.datasette-secrets")
 
 
-def _stage(path: str, text: str, like: os.stat_result) -> None:
+def _stage(path: str, text: str, like: str) -> None:
     """Write what is to replace `path` to a file beside it, and sync it."""
     with _explained(path):
         # An earlier run was killed. Its file is torn, or its key is kept elsewhere.
@@ -236,17 +233,17 @@ def _stage(path: str, text: str, like: os.stat_result) -> None:
         _sync_folder(path)
 
 
-def _create(path: str, like: os.stat_result) -> int:
+def _create(path: str, like: str) -> int:
     """Open a new file for writing, for the owner and the group of another one."""
     descriptor = os.open(
         path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600
     )
     try:
-        mine = os.fstat(descriptor)
-        if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):
-            os.fchown(descriptor, like.st_uid, like.st_gid)
+        mine, other = os.fstat(descriptor), os.stat(like)
+        if (mine.st_uid, mine.st_gid) != (other.st_uid, other.st_gid):
+            os.fchown(descriptor, other.st_uid, other.st_gid)
         # Somebody chose 0640, for a server that reads as the group. Nobody chooses 0644.
-        if like.st_mode & 0o044 == 0o040:
+        if other.st_mode & 0o044 == 0o040:
             os.fchmod(descriptor, 0o640)
     except OSError:
         os.close(descriptor)
