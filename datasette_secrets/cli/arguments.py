@@ -10,6 +10,7 @@ import getpass
 import inspect
 import os
 import re
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -107,11 +108,9 @@ def version_number(text: str) -> int:
 
 
 def date(text: str) -> str:
-    try:
+    with suppress(ValueError):
         if datetime.date.fromisoformat(text).isoformat() == text:
             return text
-    except ValueError:
-        pass
     raise Refused("a date must be valid, and written as YYYY-MM-DD")
 
 

@@ -274,8 +274,7 @@ def _serve_params(shown: frozenset[str]) -> list[click.Parameter]:
         if param.name in IGNORED:
             param.expose_value = False
             param.envvar = None
-            if isinstance(param, click.Option) and not param.is_flag:
-                param.type = click.UNPROCESSED
+            param.type = click.UNPROCESSED
         copied.append(param)
     return copied
 
