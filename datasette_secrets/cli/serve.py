@@ -105,19 +105,17 @@ class DatabaseCommand(Command):
 
     def _interrupted(self, how: KeyboardInterrupt) -> str:
         # At a prompt, nothing has been changed yet.
-        may_have_changed = self._look and isinstance(how, interrupt.Cancelled)
-        if may_have_changed and arguments.vacuum in self.params:
+        if not self._look or not isinstance(how, interrupt.Cancelled):
+            return "Interrupted: nothing is half done, and the command can be run again"
+        if arguments.vacuum in self.params:
             return (
                 "Interrupted: no version is half done, but what was replaced or "
                 "destroyed may remain in the file. Run the command again to finish"
             )
-        if may_have_changed:
-            return (
-                "Interrupted: nothing is half done, but the change may have been made. "
-                "Before you run the command again, look at 'datasette secrets "
-                f"{self._look}'"
-            )
-        return "Interrupted: nothing is half done, and the command can be run again"
+        return (
+            "Interrupted: nothing is half done, but the change may have been made. Before "
+            f"you run the command again, look at 'datasette secrets {self._look}'"
+        )
 
     async def _run(self, datasette: Datasette, own_options: dict[str, Any]) -> None:
         via.set("shell")
