@@ -87,8 +87,7 @@ def key_id(file: str) -> None:
     found = keyfiles.key_ids(prompt.read_text(file, keyfiles.READ_MAX))
     if not found:
         raise click.ClickException("There is no key in it")
-    for each in found:
-        click.echo(each)
+    click.echo("\n".join(found))
 
 
 _new_data_keys = flag("--new-data-keys", "Also seal every value with a new data key")

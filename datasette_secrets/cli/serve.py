@@ -262,18 +262,15 @@ def _given(ctx: click.Context) -> str:
 
 def _serve_params(shown: frozenset[str]) -> list[click.Parameter]:
     """Copies of the options of `datasette serve`, as this version of Datasette has them."""
-    copied = []
-    for param in cli.commands["serve"].params:
-        if param.name in LEFT_OUT:
-            continue
-        param = copy.copy(param)
+    params = cli.commands["serve"].params
+    copied = [copy.copy(param) for param in params if param.name not in LEFT_OUT]
+    for param in copied:
         if isinstance(param, click.Option):
             param.hidden = param.name not in shown
         if param.name in IGNORED:
             param.expose_value = False
             param.envvar = None
             param.type = click.UNPROCESSED
-        copied.append(param)
     return copied
 
 
