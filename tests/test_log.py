@@ -471,6 +471,22 @@ async def test_a_check_counts_for_the_version_that_is_the_newest(
     assert await changes.newest_checks(db, [NAME]) == {}
 
 
+async def test_a_version_whose_number_was_given_again_has_nothing_of_the_one_before(
+    datasette: Datasette, internal: str, admin: dict[str, str]
+) -> None:
+    db = get_instance(datasette).db
+    await set_secret(datasette, NAME, VALUE)
+    await checks.log(datasette, NAME, 1, CheckResult("works"))
+    await service.destroy_versions(datasette, NAME, [1])
+    alter(internal, f"delete from datasette_secrets where name = '{NAME}'")
+    assert await set_secret(datasette, NAME, "another") == 1
+    assert await changes.newest_checks(db, [NAME]) == {}
+    answer = await datasette.client.get(f"/-/secrets/{NAME}.json", cookies=admin)
+    assert answer.json()["secret"]["check"] is None
+    [version] = answer.json()["versions"]
+    assert (version["destroyed_at"], version["destroyed_by"]) == (None, None)
+
+
 async def test_it_is_known_which_version_was_used_last(datasette: Datasette) -> None:
     await set_secret(datasette, NAME, VALUE)
     await get_secret(datasette, NAME, "ann")
