@@ -121,15 +121,18 @@ def _entries(conn: sqlite3.Connection) -> list[_Entry]:
     """Every entry of the schema that is about our tables, or may reach them."""
     rows = conn.execute(
         """select cast(ifnull(type, '') as text), cast(ifnull(name, '') as text),
-            cast(ifnull(tbl_name, '') as text), lower(cast(sql as text)) as statement
+            cast(ifnull(tbl_name, '') as text), lower(cast(sql as text)) as statement,
+            typeof(type) || typeof(name) || typeof(tbl_name) || typeof(sql)
         from sqlite_master where instr(statement, :table) order by rowid""",
         {"table": TABLE},
     ).fetchall()
-    # SQLite goes by what comes before a null character.
-    entries = [
-        _Entry._make([*(name.split("\0")[0] for name in row[:3]), _tokens(row[3])])
-        for row in rows
-    ]
+    # SQLite goes by what comes before a null character. No entry of ours has one, or a
+    # blob.
+    entries = []
+    for *names, sql, types in rows:
+        is_text = types == "text" * 4 and "\0" not in "".join(names)
+        tokens = _tokens(sql) if is_text else ()
+        entries.append(_Entry(*(name.split("\0")[0] for name in names), tokens))
     return [entry for entry in entries if entry.runs or entry.has_name_of_ours]
 
 
@@ -141,7 +144,8 @@ def _foreign(conn: sqlite3.Connection, entries: list[_Entry]) -> Iterator[Findin
     others = [entry for entry in entries if entry not in _own_entries()]
     reaching = _reaching(conn, others)
     for entry in others:
-        if entry.has_name_of_ours or entry.name.lower() in reaching:
+        names = {entry.name.lower(), entry.table.lower()}
+        if entry.has_name_of_ours or not reaching.isdisjoint(names):
             finding = _foreign_entry(conn, entry)
             if entry.has_name_of_table:
                 raise DatabaseUnavailable(finding.sentence)
@@ -182,7 +186,7 @@ def _own_names(entries: list[_Entry]) -> set[str]:
 
 
 def _reaching(conn: sqlite3.Connection, entries: list[_Entry]) -> set[str]:
-    """The names of triggers and views that reach our tables, in lower case.
+    """The names of triggers and views that reach our tables, and of their tables.
 
     SQLite compiles each statement on their tables and says what it would touch.
     """
@@ -190,10 +194,11 @@ def _reaching(conn: sqlite3.Connection, entries: list[_Entry]) -> set[str]:
     views = {entry.table for entry in entries if entry.type.lower() == "view"}
 
     def authorize(_: int, table: object, *rest: object) -> int:
-        # SQLite does not name a view of which it needs no column.
+        # SQLite does not name a view of which it needs no column, and instead of one with
+        # a `with` clause, or of a trigger, it names a part of that clause.
         source = rest[-1] or (name if name in views else None)
         if source and str(table).lower() in TABLES:
-            found.add(str(source).lower())
+            found.update((str(source).lower(), name.lower()))
         return sqlite3.SQLITE_OK
 
     with authorizer(conn, authorize):
@@ -306,12 +311,15 @@ async def inspect(db: Database) -> list[Finding]:
     """
 
     def inspect_secrets_tables(conn: sqlite3.Connection) -> list[Finding]:
-        conn.execute("savepoint inspection")
+        begins = not conn.in_transaction
+        if begins:
+            conn.execute("begin")
         try:
             found = _schema_findings(conn, was_made=schema.was_made(db))
             return [*found, *_damaged(conn, _entries(conn))]
         finally:
-            conn.execute("release inspection")
+            if begins:  # over a damaged page, only this ends the transaction
+                conn.execute("rollback")
 
     _found[db] = findings = await read(db, inspect_secrets_tables)
     return findings

@@ -31,6 +31,7 @@ from datasette_secrets import (
     secret_state,
     service,
     set_secret,
+    store,
     upgrade,
 )
 from datasette_secrets.instance import get_instance
@@ -266,6 +267,31 @@ def test_a_row_whose_name_is_no_text_is_named_and_the_command_removes_it(
     said_by(filled, "destroy-row", "70", "--yes", code=0)
     for command in ("status", "verify"):
         said_by(filled, command, code=0)
+
+
+async def test_the_check_of_a_damaged_page_holds_no_lock(
+    filled: Console, make_datasette: MakeDatasette
+) -> None:
+    filled.sql("pragma journal_mode = delete")
+    with closing(sqlite3.connect(filled.internal)) as conn:
+        [(page,)] = conn.execute(
+            "select rootpage from sqlite_master where name = 'datasette_secrets_log'"
+        )
+        [(size,)] = conn.execute("pragma page_size")
+    with filled.internal.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(bytes(size))
+    # With one thread, the next read has the connection of the check.
+    datasette = make_datasette(
+        filled.key, internal=str(filled.internal), settings={"num_sql_threads": 1}
+    )
+    await datasette.invoke_startup()
+    with pytest.raises(DatabaseUnavailable, match="it is damaged"):
+        await inspection.inspect(get_instance(datasette).db)
+    assert (await listing.secret_state(datasette, "ONE")).version == 3
+    assert len(await store.history(get_instance(datasette).db, "ONE")) == 3
+    internal = datasette.get_internal_database()
+    await internal.execute_write("create table of_another_plugin (a)")
 
 
 async def test_a_row_planted_under_a_running_server_stops_what_destroys(

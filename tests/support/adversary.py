@@ -173,6 +173,30 @@ SCHEMA: dict[str, Change] = {
     "view in a list": sql(
         f"create view planted as select 1 from sqlite_master, main.'{_TABLE}'"
     ),
+    "view with a clause": sql(
+        f"create view planted as with z as (select encrypted from {_TABLE}) "
+        "select * from z"
+    ),
+    "view with a recursive clause": sql(
+        "create view planted as with recursive z (a) as "
+        f"(select name from {_TABLE} union select a from z) select * from z"
+    ),
+    "trigger with a clause": sql(
+        "create table other (a)",
+        "create trigger planted after insert on other begin insert into other "
+        f"with z as (select wrapped_key from {_TABLE}) select * from z; end",
+    ),
+    "trigger with a clause in its condition": sql(
+        "create table other (a)",
+        "create trigger planted after insert on other when (with z as "
+        f"(select count(*) as a from {_TABLE}) select a from z) {_DO_NOTHING}",
+    ),
+    "table of a blob of a type": schema(
+        f"update sqlite_master set type = cast(type as blob) where name = '{_TABLE}'"
+    ),
+    "table with null characters": schema(
+        f"update sqlite_master set type = type || char(0) where name = '{_TABLE}'"
+    ),
     "partial index": sql(
         f"drop index {_INDEX}",
         f"create unique index {_INDEX} on {_TABLE} (name, version) where version < 2",
