@@ -187,6 +187,13 @@ def test_a_ring_that_is_not_in_files_is_refused(ring: Ring) -> None:
         assert "empty second file" in said
 
 
+def test_a_configuration_that_cannot_be_used_is_named_as_it_is(ring: Ring) -> None:
+    ring.configure("no key")
+    assert "a key has 44" in ring.unchanged()
+    ring.configure(ring.key)
+    assert "restart" in ring.refused("new-key", "--second", "--swap", code=2)
+
+
 def test_two_entries_that_are_one_file_are_refused(ring: Ring) -> None:
     ring.second.unlink()
     ring.second.symlink_to(ring.first)

@@ -161,6 +161,8 @@ async def test_the_name_of_an_environment_variable_is_no_name_for_a_secret(
 ) -> None:
     with pytest.raises(InvalidSecret, match="own name is FOO"):
         await set_secret(datasette, "DATASETTE_SECRETS_FOO", "a value")
+    with pytest.raises(InvalidSecret, match="ENCRYPTION_KEY is reserved"):
+        await set_secret(datasette, "DATASETTE_SECRETS_ENCRYPTION_KEY", "a value")
 
 
 async def test_an_expected_version_is_a_number(datasette: Datasette) -> None:
@@ -436,6 +438,26 @@ def listening() -> Iterator[list[Any]]:
         yield events
     finally:
         pm.unregister(listener)
+
+
+async def test_a_plugin_that_fails_on_an_event_fails_no_change(
+    datasette: Datasette, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Failing:
+        @hookimpl
+        def track_event(self, event: Any) -> None:
+            raise sqlite3.OperationalError(f"no such table: {event.properties()}")
+
+    failing = Failing()
+    pm.register(failing)
+    try:
+        assert await set_secret(datasette, NAME, "a value") == 1
+    finally:
+        pm.unregister(failing)
+    assert await get_secret(datasette, NAME) == "a value"
+    assert capsys.readouterr().err == (
+        "datasette-secrets: a plugin failed on the event 'set-secret': OperationalError\n"
+    )
 
 
 async def test_changes_are_announced_without_values(datasette: Datasette) -> None:

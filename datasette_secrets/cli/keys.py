@@ -39,7 +39,9 @@ def generate_encryption_key() -> None:
 class _NewKeyCommand(DatabaseCommand):
     async def check(self, datasette: Datasette) -> None:
         """Make the second file if it is missing, without which no key ring can be read."""
-        keyfiles.make_second(config.key_files(datasette))
+        paths = config.key_files(datasette)
+        if len(paths) > 1 and None not in paths[:2]:
+            keyfiles.make_second(paths)
         await super().check(datasette)
 
 
@@ -86,7 +88,7 @@ def key_id(file: str) -> None:
     """
     found = keyfiles.key_ids(prompt.read_text(file, keyfiles.READ_MAX))
     if not found:
-        raise click.ClickException("There is no key in it")
+        raise click.ClickException("There is no key in this file")
     click.echo("\n".join(found))
 
 
@@ -102,7 +104,7 @@ async def rotate_key(datasette: Datasette, as_json: bool, **options: Any) -> int
     """Re-wrap every version with the primary master key
 
     First put a new key into the configuration with "new-key", and restart the servers.
-    When "status" says that the old key is no longer used, keep a copy for backups and
+    When "status" says that no version needs the old key, keep a copy for backups and
     empty its file.
     """
     instance = get_instance(datasette)
