@@ -157,8 +157,8 @@ def _missing_keys(census: rotation.Census) -> list[Remark]:
             messages.append(
                 f"{_needing(census.counts[key_id])} master key {key_id}, which is not "
                 "configured: add it to encryption-key, or restart the server if it is "
-                'already there. If the key is lost, see "A key is lost" in the operations '
-                "guide"
+                'already there. If the key is lost, see "A key is lost" in '
+                ".github/docs/operations.md"
             )
         else:
             damaged += census.counts[key_id]
@@ -259,8 +259,9 @@ def unneeded_keys(census: rotation.Census) -> list[Remark]:
     return [
         Remark(
             "old-key-unneeded",
-            f"master key {key_id} is no longer used: once every server has restarted with "
-            "the new key listed first, keep a copy for backups and empty its file or entry",
+            f"no version needs master key {key_id}. If it is a new key, leave it. If it is "
+            "the old one: once every server has restarted with the new key listed first, "
+            "keep a copy for backups and empty its file or entry",
         )
         for key_id in census.removable
     ]

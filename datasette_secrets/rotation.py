@@ -1,6 +1,6 @@
 """Re-wraps every version with the primary master key, and checks that all can be decrypted.
 
-A rotation checks that every row can be decrypted before it changes anything. Then each
+A rotation checks that it can unwrap every data key before it changes anything. Then each
 batch is one transaction, which reads the rows, checks their new envelopes, writes them and
 compares what is stored. It has the write lock from its beginning, so nobody else can change
 a row in between. Passes are repeated until no row is left. If a rotation is killed at any

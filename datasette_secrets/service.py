@@ -447,9 +447,11 @@ async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.Clea
 async def _check_name(datasette: Datasette, instance: Instance, name: object) -> None:
     if not isinstance(name, str) or not name:
         raise InvalidSecret("A secret needs a name")
-    if instance.settings.is_reserved(name):
+    own_name = name.removeprefix(config.ENV_PREFIX)
+    if instance.settings.is_reserved(own_name):
         raise InvalidSecret(
-            f"{name} is reserved: DATASETTE_SECRETS_{name.upper()} holds a master key"
+            f"{own_name} is reserved: {config.ENV_PREFIX}{own_name.upper()} holds a master "
+            "key"
         )
     if len(name) > NAME_MAX_CHARACTERS:
         raise InvalidSecret(
@@ -463,7 +465,7 @@ async def _check_name(datasette: Datasette, instance: Instance, name: object) ->
         return
     raise InvalidSecret(
         f"{name} is the name of an environment variable. The secret's own name is "
-        f"{name.removeprefix(config.ENV_PREFIX)}"
+        f"{own_name}"
         if is_variable
         else "A name is made of letters, digits and underscores, and does not begin with "
         "a digit"

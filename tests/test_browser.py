@@ -301,7 +301,7 @@ def test_the_older_key_and_what_0x_stored_are_dealt_with(
     expect(page.get_by_text("UNDER_THE_OLD_KEY")).to_be_visible()
     page.get_by_role("button", name="Rotate").click()
     expect(message(page)).to_contain_text("re-encrypted with master key")
-    expect(page.get_by_text("No longer used", exact=True)).to_be_visible()
+    expect(page.get_by_text("Not used", exact=True)).to_be_visible()
     assert read(page, site, "UNDER_THE_OLD_KEY") == "old"
     assert read(page, site, "FROM_0X") == "old"
 

@@ -55,8 +55,9 @@ def test_rotation_says_where_what_and_what_next(old: Console) -> None:
         "Re-wrapped 5 versions",
         f"  {NEW_ID}  primary, entry 1 of encryption-key: wraps 5 versions",
         f"  {OLD_ID}  configured, entry 2 of encryption-key: wraps 0 versions",
-        f"master key {OLD_ID} is no longer used: once every server has restarted with the "
-        "new key listed first, keep a copy for backups and empty its file or entry",
+        f"no version needs master key {OLD_ID}. If it is a new key, leave it. If it is the "
+        "old one: once every server has restarted with the new key listed first, keep a "
+        "copy for backups and empty its file or entry",
     ]
     assert values(old) == before
     assert keys_of_rows(old) == {NEW_ID}
@@ -126,7 +127,7 @@ def test_the_rest_can_be_rotated_and_still_exits_1(old: Console) -> None:
     assert result.exit_code == 1
     assert "Re-wrapped 4 versions" in result.stdout
     assert "A version 1 cannot be decrypted" in result.stdout
-    assert "no longer used" not in result.stdout
+    assert "no version needs" not in result.stdout
     assert old.ok("destroy", "A", "--version", "1", "--yes")
     assert "Re-wrapped 0 versions; 4 already use the primary key\n" in old.ok(
         "rotate-key"
@@ -189,16 +190,16 @@ def test_status_in_json_has_a_documented_shape(old: Console) -> None:
                 "code": "unknown-master-key",
                 "message": f"4 versions need master key {OLD_ID}, which is not "
                 "configured: add it to encryption-key, or restart the server if it is "
-                'already there. If the key is lost, see "A key is lost" in the operations '
-                "guide",
+                'already there. If the key is lost, see "A key is lost" in '
+                ".github/docs/operations.md",
             }
         ],
         "warnings": [
             {
                 "code": "old-key-unneeded",
-                "message": f"master key {OTHER_ID} is no longer used: once every server "
-                "has restarted with the new key listed first, keep a copy for backups and "
-                "empty its file or entry",
+                "message": f"no version needs master key {OTHER_ID}. If it is a new key, "
+                "leave it. If it is the old one: once every server has restarted with the new "
+                "key listed first, keep a copy for backups and empty its file or entry",
             }
         ],
     }
@@ -325,7 +326,7 @@ def test_what_0x_stored_stops_a_rotation_and_is_upgraded(zero_x: Console) -> Non
     assert result.exit_code == 1
     command = f"datasette secrets upgrade {shlex.join(zero_x.options)}"
     assert f"  {command}\n" in result.stdout
-    assert "no longer used" not in result.stdout
+    assert "no version needs" not in result.stdout
     zero_x.run("upgrade", "--yes")
     assert zero_x.ok("get", "A") == "A value 2\n"
     assert zero_x.json("status")["needs_upgrade"] == 1

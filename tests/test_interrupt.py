@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,6 +116,17 @@ def hanging(console: Console) -> subprocess.Popen[str]:
     )
 
 
+def wait_until_asleep(pid: int) -> None:
+    """Until it waits in its system call: Python answers a signal just before it only after.
+
+    The person at the keyboard would press Ctrl-C again. Without /proc, nothing is known.
+    """
+    state = Path(f"/proc/{pid}/stat")
+    ends = time.monotonic() + 60
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < ends, "not asleep after a minute"
+
+
 def receive_sigint() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -123,6 +135,7 @@ def test_ctrl_c_ends_what_waits_for_a_value(filled: Console) -> None:
     process = hanging(filled)
     # Opening a FIFO for writing waits for its reader.
     fifo = os.open(filled.folder / "fifo", os.O_WRONLY)
+    wait_until_asleep(process.pid)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     os.close(fifo)

@@ -410,7 +410,12 @@ async def test_a_variable_that_overrides_is_said_and_its_value_is_not(
     monkeypatch.setenv("DATASETTE_SECRETS_KEY", VALUE)
     page = await visitor.get("/KEY")
     assert "<code>DATASETTE_SECRETS_KEY</code> is set on this server" in page.text
+    assert "The stored value is used once the variable is unset" in page.text
     assert (VALUE in page.text) is False
+    await delete_secret(datasette, "KEY")
+    page = await visitor.get("/KEY")
+    assert "A value stored here is not used until the variable is unset" in page.text
+    assert "Plugins see it as unset" not in page.text
 
 
 async def test_a_value_stored_under_a_variable_warns_that_it_is_not_read(
@@ -789,7 +794,7 @@ async def test_older_keys_are_shown_and_re_wrapped(
     assert message.endswith("keep a copy for backups and empty its file or entry")
     after = (await visitor.get()).text
     assert "keep a copy of the older key for backups and empty its file" in after
-    assert "No longer used" in after and "/-/secrets/-/rotate" not in after
+    assert "Not used" in after and "/-/secrets/-/rotate" not in after
     assert await get_secret(visitor.datasette, "KEY") == VALUE
 
 

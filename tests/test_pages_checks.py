@@ -169,7 +169,9 @@ async def test_a_date_is_changed_and_cleared_without_a_value(visitor: Visitor) -
     shown = {"renew_by": "2031-01-02", "expected_renew_by": "2031-01-02"}
     form = (await visitor.get("/KEY")).text
     assert 'name="expected_renew_by" value="2031-01-02"' in form
-    await visitor.post("/KEY", secret=GOOD, **shown)
+    done = await visitor.post("/KEY", secret=GOOD, **shown)
+    [message] = await visitor.messages(done)
+    assert message == "Secret KEY updated, and its renewal date cleared"
     assert await renew_by() is None
     sent = {"value": GOOD, "renew_by": "2033-01-02"}
     await post_json(visitor, "/KEY/-/set", sent)

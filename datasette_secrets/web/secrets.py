@@ -182,6 +182,8 @@ async def _save(visit: Visit, name: str, expected_version: int | None) -> Done:
         **visit.sent.details(),
     )
     message = f"Secret {name} {'stored' if version == 1 else 'updated'}"
+    if visit.sent.first("expected_renew_by") and "renew_by" not in visit.sent.details():
+        message += ", and its renewal date cleared"
     content = {"name": name, "version": version}
     warning = None
     if visit.instance.environment_value(name) is not None:
@@ -232,8 +234,8 @@ async def _check(visit: Visit) -> CheckResult:
         said = f": {result.message}" if result.message else ""
         raise Refused(
             400,
-            f"Not saved, because the value was rejected{said}. Enter it again, or choose "
-            "“Save without testing”",
+            f"Not saved, because the value was rejected{said}. Enter another one, or enter it "
+            "again and choose “Save without testing”",
         )
     return result
 
