@@ -132,7 +132,8 @@ def _entries(conn: sqlite3.Connection) -> list[_Entry]:
     for *names, sql, types in rows:
         is_text = types == "text" * 4 and "\0" not in "".join(names)
         tokens = _tokens(sql) if is_text else ()
-        entries.append(_Entry(*(name.split("\0")[0] for name in names), tokens))
+        names = [name.split("\0")[0] for name in names]
+        entries.append(_Entry._make([*names, tokens]))
     return [entry for entry in entries if entry.runs or entry.has_name_of_ours]
 
 
