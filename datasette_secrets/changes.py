@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import config, database, fernet, inspection, schema
-from .errors import NeedsUpgrade, say
+from .errors import NeedsUpgrade
 from .events import Change, via
 
 if TYPE_CHECKING:
@@ -153,15 +153,11 @@ async def make(
 async def announce(datasette: Datasette, actor_id: str | None, change: Change) -> None:
     """Send the event of a change that is stored, if it has one.
 
-    A plugin that fails on it does not make the change look as if it had failed.
+    What another plugin raises on it is passed on.
     """
     event = change.event(actor_id)
-    if event is None or not hasattr(datasette, "event_classes"):  # not in the shell
-        return
-    try:
+    if event is not None and hasattr(datasette, "event_classes"):  # not in the shell
         await datasette.track_event(event)
-    except Exception as error:  # a plugin's code may raise anything
-        say(f"a plugin failed on the event {event.name!r}: {type(error).__name__}")
 
 
 async def record(

@@ -15,7 +15,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import quote, quote_plus
 
 from datasette.utils import await_me_maybe
@@ -166,6 +166,14 @@ async def _ask(
     loop = asyncio.get_running_loop()
     # asyncio would log an exception of the check's tasks, with its text.
     loop.set_exception_handler(lambda *_: None)
+    # A task that is collected before the loop ends it would do so, too.
+    tasks: list[asyncio.Task[Any]] = []
+
+    def create_task(_: object, job: Any, **options: Any) -> asyncio.Task[Any]:
+        tasks.append(asyncio.Task(job, loop=loop, **options))
+        return tasks[-1]
+
+    loop.set_task_factory(create_task)
     loop.set_default_executor(_DaemonThreads())
     try:
         # A second longer than the caller waits, who describes a time-out better.
