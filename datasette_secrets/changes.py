@@ -153,7 +153,7 @@ async def make(
 async def announce(datasette: Datasette, actor_id: str | None, change: Change) -> None:
     """Send the event of a change that is stored, if it has one.
 
-    What another plugin raises on it is passed on.
+    An exception of another plugin's `track_event` is passed on.
     """
     event = change.event(actor_id)
     if event is not None and hasattr(datasette, "event_classes"):  # not in the shell

@@ -166,7 +166,8 @@ async def _ask(
     loop = asyncio.get_running_loop()
     # asyncio would log an exception of the check's tasks, with its text.
     loop.set_exception_handler(lambda *_: None)
-    # A task that is collected before the loop ends it would do so, too.
+    # Python prints what a task raises if it is garbage-collected while it waits. So each
+    # is kept until the loop cancels it.
     tasks: list[asyncio.Task[Any]] = []
 
     def create_task(_: object, job: Any, **options: Any) -> asyncio.Task[Any]:

@@ -126,8 +126,8 @@ def _entries(conn: sqlite3.Connection) -> list[_Entry]:
         from sqlite_master where instr(statement, :table) order by rowid""",
         {"table": TABLE},
     ).fetchall()
-    # SQLite goes by what comes before a null character. No entry of ours has one, or a
-    # blob.
+    # SQLite ignores what follows a null character. Our own entries contain neither null
+    # characters nor blobs.
     entries = []
     for *names, sql, types in rows:
         is_text = types == "text" * 4 and "\0" not in "".join(names)
@@ -187,7 +187,7 @@ def _own_names(entries: list[_Entry]) -> set[str]:
 
 
 def _reaching(conn: sqlite3.Connection, entries: list[_Entry]) -> set[str]:
-    """The names of triggers and views that reach our tables, and of their tables.
+    """The triggers and views that reach our tables, and their tables, in lower case.
 
     SQLite compiles each statement on their tables and says what it would touch.
     """
@@ -195,8 +195,8 @@ def _reaching(conn: sqlite3.Connection, entries: list[_Entry]) -> set[str]:
     views = {entry.table for entry in entries if entry.type.lower() == "view"}
 
     def authorize(_: int, table: object, *rest: object) -> int:
-        # SQLite does not name a view of which it needs no column, and instead of one with
-        # a `with` clause, or of a trigger, it names a part of that clause.
+        # SQLite does not name a view of which it needs no column. If a view or a trigger
+        # has a `with` clause, it names the clause. So the table is found as well.
         source = rest[-1] or (name if name in views else None)
         if source and str(table).lower() in TABLES:
             found.update((str(source).lower(), name.lower()))

@@ -115,8 +115,8 @@ async def set_secret(
     removed with their records. None keeps all.
 
     Raises InvalidSecret, VersionConflict, NotConfigured and DatabaseUnavailable; nothing
-    is then stored. What another plugin raises on the event is passed on, and the value is
-    then stored.
+    is then stored. An exception of another plugin's `track_event` is passed on too, but
+    the value is stored.
     """
     try:
         plaintext = envelope.Plaintext.parse(value)

@@ -117,9 +117,10 @@ def hanging(console: Console) -> subprocess.Popen[str]:
 
 
 def wait_until_asleep(pid: int) -> None:
-    """Until it waits in its system call: Python answers a signal just before it only after.
+    """Wait until the process sleeps in a system call.
 
-    The person at the keyboard would press Ctrl-C again. Without /proc, nothing is known.
+    Python handles a signal that arrives just before a blocking call only after that call.
+    A person would press Ctrl-C again. Without /proc, this does not wait.
     """
     state = Path(f"/proc/{pid}/stat")
     ends = time.monotonic() + 60
