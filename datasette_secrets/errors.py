@@ -32,7 +32,10 @@ class InvalidMasterKey(SecretsError):
 class UnknownMasterKey(SecretsError):
     """A version is wrapped by a master key that is not in the key ring.
 
-    `name`: str, `version`: int, `key_id`: 16 hex digits.
+    Attributes:
+        name: The name of the secret.
+        version: The number of the version.
+        key_id: The ID of the master key that it needs, 16 hex digits.
     """
 
     code = "unknown-master-key"
@@ -49,7 +52,12 @@ class UnknownMasterKey(SecretsError):
 
 
 class CannotOpen(SecretsError):
-    """A version was tampered with or damaged. `name` and `version`: as in its row."""
+    """A version was tampered with or damaged.
+
+    Attributes:
+        name: As in its row. In a damaged row, it may have any type.
+        version: As in its row. In a damaged row, it may have any type.
+    """
 
     code = "cannot-open"
 
@@ -63,7 +71,12 @@ class CannotOpen(SecretsError):
 
 
 class NeedsUpgrade(SecretsError):
-    """datasette-secrets 0.x wrote the version. `name`: str, `version`: int."""
+    """datasette-secrets 0.x wrote the version.
+
+    Attributes:
+        name: The name of the secret.
+        version: The number of the version.
+    """
 
     code = "needs-upgrade"
 
@@ -110,8 +123,12 @@ class MissingExtra(SecretsError):
 class VersionConflict(SecretsError):
     """Somebody else changed the secret first. Nothing was written.
 
-    `name`: str; `expected`, `actual`: version numbers, 0 for none;
-    `updated_at`: UTC `YYYY-MM-DD HH:MM:SS` or None; `updated_by`: actor ID or None.
+    Attributes:
+        name: The name of the secret.
+        expected: The version number that the caller gave, 0 for none.
+        actual: The number of the newest version, 0 for none.
+        updated_at: When that was changed, UTC `YYYY-MM-DD HH:MM:SS` or None.
+        updated_by: The ID of the actor who changed it, or None.
     """
 
     code = "version-conflict"

@@ -68,11 +68,14 @@ class HistoryRow(NamedTuple):
 class SecretState:
     """What is known of a secret without reading its value.
 
-    `state`: `"stored"`, `"environment"`, `"not-set"`, `"deleted"`, `"destroyed"`,
-    `"needs-upgrade"` or `"needs-key"`, as in the JSON API. `version`: the number of the
-    newest stored version, also where the environment overrides it; None without one.
-    `source`: where `get_secret` looks for the value, `"environment"` or `"database"`;
-    None if the secret has none. `renew_by`: `YYYY-MM-DD` or None.
+    Attributes:
+        state: `"stored"`, `"environment"`, `"not-set"`, `"deleted"`, `"destroyed"`,
+            `"needs-upgrade"` or `"needs-key"`, as in the JSON API.
+        version: The number of the newest stored version, also where the environment
+            overrides it. None without one.
+        source: Where `get_secret` looks for the value, `"environment"` or `"database"`.
+            None if the secret has none.
+        renew_by: `YYYY-MM-DD` or None.
     """
 
     state: str
@@ -89,8 +92,14 @@ class SecretState:
 async def secret_state(datasette: Datasette, name: str) -> SecretState:
     """Whether a secret is set, for a page that offers something that needs it.
 
-    `name`: registered or not. Nothing is decrypted and no use is recorded, so every
-    page can call it. A damaged row raises nothing here, only in `get_secret`.
+    Nothing is decrypted and no use is recorded, so every page can call it. A damaged
+    row raises nothing here, only in `get_secret`.
+
+    Args:
+        name: Registered or not.
+
+    Raises:
+        DatabaseUnavailable: The database cannot be read now.
     """
     instance = get_instance(datasette)
     newest = await store.newest(instance.reader, name)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class CheckResult:
     """What the check of a secret found out about a value.
 
-    `outcome`: `"works"`, `"rejected"` or `"unknown"`. `message`: one sentence for the
-    person who asked. It must not contain the value.
+    Attributes:
+        outcome: `"works"`, `"rejected"` or `"unknown"`.
+        message: One sentence for the person who asked. It must not contain the value.
     """
 
     outcome: str
@@ -38,15 +39,17 @@ Check = Callable[[str], Awaitable["CheckResult | bool | None"]]
 class Secret:
     """A secret that a plugin needs.
 
-    `name`: up to 128 characters, preferably `[A-Za-z_][A-Za-z0-9_]*`, because
-    `DATASETTE_SECRETS_<NAME>` can then be set in any shell. `description`: for people,
-    may contain HTML. `obtain_url`: where to get one, http or https. `obtain_label`: the
-    text of that link.
-
-    `check`: an async function that is given a value and asks the provider whether it
-    works. It returns a CheckResult, or True, False or None for works, rejected and
-    unknown. `looks_like`: a regular expression that most values match somewhere. The
-    browser shows a hint beside the field when the typed value does not match.
+    Attributes:
+        name: Up to 128 characters, preferably `[A-Za-z_][A-Za-z0-9_]*`, because
+            `DATASETTE_SECRETS_<NAME>` can then be set in any shell.
+        description: For people, may contain HTML.
+        obtain_url: Where to get one, http or https.
+        obtain_label: The text of that link.
+        check: An async function that is given a value and asks the provider whether it
+            works. It returns a CheckResult, or True, False or None for works, rejected
+            and unknown.
+        looks_like: A regular expression that most values match somewhere. The browser
+            shows a hint beside the field when the typed value does not match.
     """
 
     name: str
@@ -63,8 +66,11 @@ class Registered(Secret):
     """What one or more plugins registered under one name.
 
     The first plugin to register a name describes it. The check and the pattern are those
-    of the first that has one. `registered_by`: the names of the plugins, as
-    `/-/plugins` shows them. `checked_by`: the name of the plugin whose check it is.
+    of the first that has one.
+
+    Attributes:
+        registered_by: The names of the plugins, as `/-/plugins` shows them.
+        checked_by: The name of the plugin whose check it is.
     """
 
     registered_by: tuple[str, ...] = ()

@@ -37,13 +37,19 @@ async def get_secret(
     """The value of a secret, or None when it is not set.
 
     A non-empty environment variable `DATASETTE_SECRETS_<NAME>` comes first, then the
-    newest stored version; None if that is deleted or destroyed. `secret_name`: registered
-    or not. `actor_id`: the actor for whom it is used, recorded as `last_used_by`; None
-    for nobody in particular.
+    newest stored version. None if that is deleted or destroyed.
 
-    Raises NotConfigured (a version is stored, and no master key is configured),
-    UnknownMasterKey (it needs another key), NeedsUpgrade (datasette-secrets 0.x stored
-    it), CannotOpen (its row was damaged or tampered with) and DatabaseUnavailable.
+    Args:
+        secret_name: Registered or not.
+        actor_id: The actor for whom it is used, recorded as `last_used_by`. None for
+            nobody in particular.
+
+    Raises:
+        NotConfigured: A version is stored, and no master key is configured.
+        UnknownMasterKey: The version needs another master key.
+        NeedsUpgrade: datasette-secrets 0.x stored it.
+        CannotOpen: Its row was damaged or tampered with.
+        DatabaseUnavailable: The database cannot be read now.
     """
     instance = get_instance(datasette)
     if instance.environment_value(secret_name) is not None:
@@ -105,18 +111,32 @@ async def set_secret(
     renew_by: str | None = None,
     keep: int | None = None,
 ) -> int:
-    """Store a new version of a secret and return its number: 1, 2, 3 …
+    """Store a new version of a secret, and read it back.
 
-    `value`: 1 to 65,536 bytes of UTF-8 with no NUL. `note`: up to 100 characters for
-    people; None keeps the one before. `expected_version`: the newest version that the
-    caller knows of, 0 for none; None not to check. `renew_by`: `YYYY-MM-DD`, the day by
-    which people should store another value; None for no day. `keep`: how many versions
-    to keep, 2 or more, for credentials that a plugin stores itself; older ones are
-    removed with their records. None keeps all.
+    Args:
+        name: Up to 128 characters: `[A-Za-z_][A-Za-z0-9_]*`, or what is registered or
+            stored already.
+        value: 1 to 65,536 bytes of UTF-8 with no NUL.
+        note: Up to 100 characters for people. None keeps the one before.
+        actor_id: The actor who stores it. None for nobody in particular.
+        expected_version: The newest version that the caller knows of, 0 for none. None
+            not to check.
+        renew_by: `YYYY-MM-DD`, the day by which people should store another value. None
+            for no day.
+        keep: How many versions to keep, 2 or more, for credentials that a plugin stores
+            itself. Older ones are removed with their records. None keeps all.
 
-    Raises InvalidSecret, VersionConflict, NotConfigured and DatabaseUnavailable; nothing
-    is then stored. An exception of another plugin's `track_event` is passed on too, but
-    the value is stored.
+    Returns:
+        The number of the new version: 1, 2, 3 …
+
+    Raises:
+        InvalidSecret: The name, value, note or another argument is not valid.
+        VersionConflict: The newest version is not `expected_version`.
+        NotConfigured: No master key is configured.
+        DatabaseUnavailable: The database cannot be written now.
+
+    Nothing is stored when one of these is raised. An exception of another plugin's
+    `track_event` is passed on too, but the value is stored.
     """
     try:
         plaintext = envelope.Plaintext.parse(value)
@@ -147,10 +167,22 @@ async def delete_secret(
     actor_id: str | None = None,
     expected_version: int | None = None,
 ) -> int:
-    """Mark the newest version as deleted and return its number; it can be restored.
+    """Mark the newest version as deleted. It can be restored.
 
     `get_secret` then returns None. A version that is already deleted stays as it is.
-    Raises InvalidSecret when nothing is stored, VersionConflict and DatabaseUnavailable.
+
+    Args:
+        name: The name of a stored secret.
+        actor_id: The actor who deletes it. None for nobody in particular.
+        expected_version: As in `set_secret`.
+
+    Returns:
+        The number of that version.
+
+    Raises:
+        InvalidSecret: Nothing is stored under this name.
+        VersionConflict: The newest version is not `expected_version`.
+        DatabaseUnavailable: The database cannot be written now.
     """
 
     def delete_secret_version(changing: Changing) -> int:
@@ -171,10 +203,20 @@ async def restore_secret(
     actor_id: str | None = None,
     expected_version: int | None = None,
 ) -> int:
-    """Clear the deleted mark of the newest version and return its number.
+    """Clear the deleted mark of the newest version.
 
-    Raises InvalidSecret when nothing is stored or that version was destroyed,
-    VersionConflict and DatabaseUnavailable.
+    Args:
+        name: The name of a stored secret.
+        actor_id: The actor who restores it. None for nobody in particular.
+        expected_version: As in `set_secret`.
+
+    Returns:
+        The number of that version.
+
+    Raises:
+        InvalidSecret: Nothing is stored under this name, or that version was destroyed.
+        VersionConflict: The newest version is not `expected_version`.
+        DatabaseUnavailable: The database cannot be written now.
     """
 
     def restore_secret_version(changing: Changing) -> int:
