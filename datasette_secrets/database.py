@@ -269,7 +269,7 @@ class Reader:
         self._lock = threading.Lock()
         self._conn: sqlite3.Connection | None = None
         self._turn_ends = 0.0
-        self._turning = False
+        self._turning: asyncio.AbstractEventLoop | None = None
 
     async def select(
         self, sql: str, parameters: Parameters
@@ -292,14 +292,16 @@ class Reader:
             self._lock.release()
 
     async def _turn(self) -> None:
-        if not self._turning:
+        loop = asyncio.get_running_loop()
+        # Another loop may have ended before its turn began.
+        if self._turning is not loop:
             require_same_file(self.db)
-            self._turning = True
-            asyncio.get_running_loop().call_soon(self._begin_turn)
+            self._turning = loop
+            loop.call_soon(self._begin_turn)
         await asyncio.sleep(0)
 
     def _begin_turn(self) -> None:
-        self._turning = False
+        self._turning = None
         self._turn_ends = time.perf_counter() + _TURN_SECONDS
 
     def _connect(self) -> sqlite3.Connection:
@@ -346,6 +348,31 @@ async def journal_mode(db: Database) -> str:
     return await read(db, secrets_journal_mode)
 
 
+def _table_that_vacuum_renumbers(conn: sqlite3.Connection) -> str | None:
+    """A table whose rows would get other rowids, on which a full-text index may depend.
+
+    VACUUM gives new rowids, from 1, to the rows of a table with neither a primary key nor
+    an index. https://sqlite.org/lang_vacuum.html
+    """
+    # A column may have the name of the rowid, and hide it.
+    tables = conn.execute("""
+        select cast(name as text), (
+            select value from json_each('["rowid", "_rowid_", "oid"]')
+            where value not in (select lower(name) from pragma_table_info(one.name))
+        ) as rowid_name
+        from sqlite_master as one where type = 'table' and rootpage > 0
+        and substr(name, 1, 7) <> 'sqlite_' and rowid_name is not null
+        and not exists (select 1 from pragma_table_info(one.name) where pk)
+        and not exists (select 1 from pragma_index_list(one.name))
+    """).fetchall()
+    for name, rowid in tables:
+        quoted = name.replace('"', '""')
+        sql = f'select max({rowid}) > count(*) or min({rowid}) < 1 from "{quoted}"'  # noqa: S608
+        if conn.execute(sql).fetchall()[0][0]:
+            return str(name)
+    return None
+
+
 async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
     """Remove deleted and replaced content from the database's files.
 
@@ -359,7 +386,16 @@ async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
         log_emptied = False
         try:
             conn.execute("pragma secure_delete = on").fetchall()
-            if vacuum:
+            renumbered = _table_that_vacuum_renumbers(conn) if vacuum else None
+            if renumbered is not None:
+                remains.append(
+                    "old ciphertext may remain in the file, which was not rewritten, "
+                    "because VACUUM would change the row numbers of the table "
+                    f"'{renumbered}', and a full-text index on it would find the wrong "
+                    "rows: create an index on that table, and run 'datasette secrets "
+                    "rotate-key --vacuum'"
+                )
+            elif vacuum:
                 conn.execute("vacuum")
         except sqlite3.DatabaseError as error:
             remains.append(
@@ -394,4 +430,5 @@ async def clean_up(db: Database, *, vacuum: bool) -> CleanUp:
     try:
         return await db.execute_isolated_fn(clean_up_secrets)  # type: ignore[no-any-return]
     except sqlite3.DatabaseError as error:
-        raise _explained(error, "cleaned up") from None
+        remains = f"the database's files could not be cleaned up: {_cause(error)}"
+        return CleanUp(vacuumed=False, log_emptied=False, remains=remains, failed=True)

@@ -168,6 +168,44 @@ def test_a_view_with_the_name_of_a_litestream_table_is_no_litestream(
     assert (result.exit_code, result.stderr) == (0, "")
 
 
+def test_no_clean_up_renumbers_the_rows_of_other_tables(console: Console) -> None:
+    console.ok("set", "A", "--create", input="a value")
+    for sql in (
+        "create table docs (title)",
+        "insert into docs values ('apple'), ('banana'), ('cherry')",
+        "create virtual table found using fts5 (title, content='docs')",
+        "insert into found (found) values ('rebuild')",
+    ):
+        console.sql(sql)
+    # A column may have the name of the row number, and a table be named by bytes.
+    console.sql("create table exported (rowid text, a)")
+    console.sql("insert into exported values ('10', 1), ('x', 2)")
+    console.sql("""create table "named by bytes" (a)""")
+    with closing(sqlite3.connect(console.internal)) as conn, conn:
+        conn.execute("pragma writable_schema = on")
+        conn.execute(
+            "update sqlite_master set name = cast(name as blob) where name like 'named by%'"
+        )
+    # All rows have the numbers that they would get.
+    done = console.run("rotate-key", "--vacuum", "--json")
+    assert json.loads(done.stdout)["clean_up"]["vacuumed"] is True
+    console.sql("delete from docs where title = 'apple'")
+    banana = """select title from docs
+        where rowid in (select rowid from found where found match 'banana')"""
+    for command in (
+        ("rotate-key", "--vacuum"),
+        ("destroy", "A", "--version", "1", "--yes"),
+    ):
+        done = console.run(*command)
+        assert done.exit_code == 3
+        assert "was not rewritten" in done.stderr
+        assert "table 'docs'" in done.stderr
+        assert console.sql(banana) == [("banana",)]
+    console.sql("create index titles on docs (title)")
+    assert console.run("rotate-key", "--vacuum").exit_code == 0
+    assert console.sql(banana) == [("banana",)]
+
+
 def test_a_named_database_says_that_it_was_not_rewritten(littered: Console) -> None:
     littered.key = NEW
     data = littered.folder / "data.db"

@@ -10,10 +10,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from conftest import MakeDatasette
 from datasette.app import Datasette
 
 from datasette_secrets import DatabaseUnavailable, get_secret, set_secret
-from datasette_secrets.instance import stop
+from datasette_secrets.instance import get_instance, stop
 
 DEADLINE = 20
 
@@ -56,6 +57,31 @@ async def test_a_file_that_was_only_rewritten_is_not_called_replaced(
     ends = time.monotonic() + 1.5
     while time.monotonic() < ends:
         assert await get_secret(datasette, "A") == "a value"
+
+
+def test_a_loop_that_ended_within_a_read_does_not_hide_a_deleted_file(
+    make_datasette: MakeDatasette, master_key: str, internal: str
+) -> None:
+    datasette = make_datasette(master_key)
+    asyncio.run(set_secret(datasette, "A", "a value"))
+    assert asyncio.run(get_secret(datasette, "A")) == "a value"
+    get_instance(datasette).reader._turn_ends = 0.0  # as after two milliseconds
+
+    async def begin_a_read_and_end() -> None:
+        read = get_secret(datasette, "A")
+
+        def begin() -> None:
+            read.send(None)  # until it gives way to others
+            read.close()
+
+        asyncio.get_running_loop().call_soon(begin)
+
+    # asyncio.run would go on to clean up, and so let others have their turn.
+    with closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(begin_a_read_and_end())
+    Path(internal).unlink()
+    with pytest.raises(DatabaseUnavailable, match="was replaced or deleted; restart"):
+        asyncio.run(get_secret(datasette, "A"))
 
 
 async def test_a_trigger_that_never_ends_does_not_keep_the_server_from_stopping(
