@@ -113,12 +113,32 @@ async def make(
     migrates: bool = False,
     mends: bool = False,
 ) -> T:
-    """Run `change` in one transaction, and return what it returns.
+    """Run `change` in one transaction, send its events, and return what it returns.
 
-    Its rows and those of the log are read back before the commit. Events are sent after it.
-    `migrates`: `change` migrates the table itself. `mends`: it removes what the check of
-    the tables found. Raises what `change` raises, NeedsUpgrade for a table of 0.x, and
-    DatabaseUnavailable; nothing is then changed.
+    Raises as `commit` and `announce` do.
+    """
+    result, made = await commit(
+        datasette, db, actor_id, change, migrates=migrates, mends=mends
+    )
+    await announce(datasette, actor_id, *made)
+    return result
+
+
+async def commit(
+    datasette: Datasette,
+    db: Database,
+    actor_id: str | None,
+    change: Callable[[Changing], T],
+    *,
+    migrates: bool = False,
+    mends: bool = False,
+) -> tuple[T, list[Change]]:
+    """Run `change` in one transaction. Returns what it returns, and what to announce.
+
+    Its rows and those of the log are read back before the commit. `migrates`: `change`
+    migrates the table itself. `mends`: it removes what the check of the tables found.
+    Raises what `change` raises, NeedsUpgrade for a table of 0.x, and DatabaseUnavailable;
+    nothing is then changed.
     """
     try:
         if not migrates:
@@ -144,20 +164,24 @@ async def make(
 
     # Datasette's telemetry records the name of a write.
     in_transaction.__qualname__ = change.__qualname__
-    result, made = await database.write(db, in_transaction)
-    for each in made:
-        await announce(datasette, who, each)
-    return result
+    return await database.write(db, in_transaction)
 
 
-async def announce(datasette: Datasette, actor_id: str | None, change: Change) -> None:
-    """Send the event of a change that is stored, if it has one.
+async def announce(datasette: Datasette, actor_id: str | None, *made: Change) -> None:
+    """Send the events of changes that are stored.
 
-    An exception of another plugin's `track_event` is passed on.
+    The first exception of another plugin's `track_event` is passed on at the end.
     """
-    event = change.event(actor_id)
-    if event is not None and hasattr(datasette, "event_classes"):  # not in the shell
-        await datasette.track_event(event)
+    failed = []
+    for each in made if hasattr(datasette, "event_classes") else ():  # not in the shell
+        event = each.event(str(actor_id) if actor_id else None)
+        try:
+            if event is not None:
+                await datasette.track_event(event)
+        except Exception as error:  # a plugin's code may raise anything
+            failed.append(error)
+    if failed:
+        raise failed[0]
 
 
 async def record(

@@ -99,7 +99,7 @@ async def secret_state(datasette: Datasette, name: str) -> SecretState:
         name: Registered or not.
 
     Raises:
-        DatabaseUnavailable: The database cannot be read now.
+        DatabaseUnavailable: The database cannot be read.
     """
     instance = get_instance(datasette)
     newest = await store.newest(instance.reader, name)

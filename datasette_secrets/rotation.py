@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import database, envelope, inspection, schema, service, store
-from .changes import Changing, announce, make
+from .changes import Changing, make
 from .errors import (
     CannotOpen,
     CannotUpgrade,
@@ -281,11 +281,10 @@ async def rotate(
     # The rows with problems may have been destroyed or replaced meanwhile.
     again = await store.rows_with_ids(instance.db, list(left))
     report.problems = list(rewritten(again, prove)[1].values())
-    report.clean_up = await service.clean_up(instance, vacuum=vacuum)
+    made = [change(report.changed)] if report.changed else []
+    report.clean_up = await service.finish(datasette, actor_id, *made, vacuum=vacuum)
     await inspection.require_sound(instance.db)
     report.complete = not report.problems and not report.census.elsewhere
-    if report.changed:
-        await announce(datasette, actor_id, change(report.changed))
     return report
 
 

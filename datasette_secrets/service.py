@@ -49,7 +49,7 @@ async def get_secret(
         UnknownMasterKey: The version needs another master key.
         NeedsUpgrade: datasette-secrets 0.x stored it.
         CannotOpen: Its row was damaged or tampered with.
-        DatabaseUnavailable: The database cannot be read now.
+        DatabaseUnavailable: The database cannot be read.
     """
     instance = get_instance(datasette)
     if instance.environment_value(secret_name) is not None:
@@ -133,7 +133,8 @@ async def set_secret(
         InvalidSecret: The name, value, note or another argument is not valid.
         VersionConflict: The newest version is not `expected_version`.
         NotConfigured: No master key is configured.
-        DatabaseUnavailable: The database cannot be written now.
+        NeedsUpgrade: datasette-secrets 0.x stored values that are not upgraded yet.
+        DatabaseUnavailable: The database cannot be written.
 
     Nothing is stored when one of these is raised. An exception of another plugin's
     `track_event` is passed on too, but the value is stored.
@@ -182,7 +183,10 @@ async def delete_secret(
     Raises:
         InvalidSecret: Nothing is stored under this name.
         VersionConflict: The newest version is not `expected_version`.
-        DatabaseUnavailable: The database cannot be written now.
+        NeedsUpgrade: datasette-secrets 0.x stored values that are not upgraded yet.
+        DatabaseUnavailable: The database cannot be written.
+
+    Exceptions of another plugin's `track_event` are as in `set_secret`.
     """
 
     def delete_secret_version(changing: Changing) -> int:
@@ -216,7 +220,10 @@ async def restore_secret(
     Raises:
         InvalidSecret: Nothing is stored under this name, or that version was destroyed.
         VersionConflict: The newest version is not `expected_version`.
-        DatabaseUnavailable: The database cannot be written now.
+        NeedsUpgrade: datasette-secrets 0.x stored values that are not upgraded yet.
+        DatabaseUnavailable: The database cannot be written.
+
+    Exceptions of another plugin's `track_event` are as in `set_secret`.
     """
 
     def restore_secret_version(changing: Changing) -> int:
@@ -413,8 +420,10 @@ async def destroy_versions(
 
     instance = get_instance(datasette)
     await inspection.require_sound(instance.db)
-    destroyed = await _change(datasette, actor_id, destroy_secret_versions)
-    return destroyed, await clean_up(instance, vacuum=vacuum)
+    destroyed, made = await changes.commit(
+        datasette, instance.db, actor_id, destroy_secret_versions
+    )
+    return destroyed, await finish(datasette, actor_id, *made, vacuum=vacuum)
 
 
 async def older_versions(datasette: Datasette, name: str) -> list[int]:
@@ -432,6 +441,13 @@ async def older_versions(datasette: Datasette, name: str) -> list[int]:
             f"Only the newest version would be left, which cannot be read: {error}"
         ) from None
     return [each.version for each in older if not each.is_destroyed]
+
+
+async def describe_row(datasette: Datasette, row_id: int) -> str:
+    """`row 17 (OPENAI_API_KEY version 3)` if it holds a value, else `row 17`."""
+    rows = await store.rows_with_ids(get_instance(datasette).db, [row_id])
+    holds = [f" ({row.name} version {row.version})" for row in rows]
+    return f"row {row_id}{''.join(holds)}"
 
 
 async def destroy_row(
@@ -452,8 +468,20 @@ async def destroy_row(
         detail = {"versions": [version], "id": row_id}
         changing.made.append(Change("destroy-secret", name, version, detail))
 
-    await changes.make(datasette, instance.db, actor_id, destroy_secret_row, mends=True)
-    return await clean_up(instance, vacuum=vacuum)
+    _, made = await changes.commit(
+        datasette, instance.db, actor_id, destroy_secret_row, mends=True
+    )
+    return await finish(datasette, actor_id, *made, vacuum=vacuum)
+
+
+async def finish(
+    datasette: Datasette, actor_id: str | None, *made: Change, vacuum: bool = False
+) -> database.CleanUp:
+    """Clean up after changes, and then send their events, whatever happened meanwhile."""
+    try:
+        return await clean_up(get_instance(datasette), vacuum=vacuum)
+    finally:
+        await changes.announce(datasette, actor_id, *made)
 
 
 async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.CleanUp:

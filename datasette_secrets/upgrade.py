@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import envelope, fernet, inspection, rotation, schema, service, store
 from .changes import announce
 from .database import read
+from .errors import say
 from .events import Change, via
 from .instance import get_instance
 
@@ -59,7 +60,8 @@ async def upgrade(
             report.problems += problems
         return report
     await _convert(datasette, report, actor_id, batch_size, progress)
-    report.clean_up = await service.clean_up(instance, vacuum=vacuum)
+    made = [_change(report.changed)] if report.changed else []
+    report.clean_up = await service.finish(datasette, actor_id, *made, vacuum=vacuum)
     await inspection.require_sound(instance.db)
     return report
 
@@ -84,6 +86,11 @@ async def upgrade_at_start(datasette: Datasette) -> Upgrade | None:
         via.reset(token)
     if report.changed:
         report.clean_up = await service.clean_up(instance)
+        change = _change(report.changed)
+        try:
+            await announce(datasette, None, change)
+        except Exception as error:  # of a plugin, which may not have started yet
+            say(f"a plugin failed on the event {change.action}: {type(error).__name__}")
     return report
 
 
@@ -115,8 +122,6 @@ async def _convert(
     )
     report.problems += problems.values()
     report.complete = not report.problems
-    if report.changed:
-        await announce(datasette, actor_id, _change(report.changed))
 
 
 def _resealing(ring: envelope.KeyRing, report: Upgrade) -> rotation.Operation:

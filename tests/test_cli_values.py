@@ -567,6 +567,16 @@ def test_the_question_says_when_a_version_is_in_use(filled: Console) -> None:
     assert "plugins use" not in old.stderr
 
 
+def test_the_question_says_which_version_is_in_a_row(filled: Console) -> None:
+    asked = filled.run("destroy-row", "1", input="n\n").stderr
+    [(name, version)] = filled.sql(
+        "select name, version from datasette_secrets where id = 1"
+    )
+    assert f"Destroy row 1 ({name} version {version}) for good?" in asked
+    said = filled.ok("destroy-row", "1", "--yes")
+    assert said == f"Destroyed row 1 ({name} version {version})\n"
+
+
 def test_destroy_needs_to_know_which_versions(filled: Console) -> None:
     said = filled.refused("destroy", "OPENAI", code=2)
     assert "--all-but-newest" in said

@@ -25,6 +25,7 @@ from support import zero
 from support.console import Console
 from support.servers import Server
 from support.unwritable import unwritable
+from support.visitor import plugin
 
 from datasette_secrets import (
     CannotOpen,
@@ -202,6 +203,22 @@ async def test_it_is_one_row_of_the_log_and_one_event(
     )
     assert (actor_id, via, action) == (None, "start", "upgrade-secrets")
     assert json.loads(detail) == {"versions": len(VALUES)}
+
+
+async def test_a_plugin_that_fails_on_the_event_stops_no_start(
+    make_datasette: MakeDatasette, internal: str, capsys: Captured
+) -> None:
+    def track_event(event: Any) -> None:
+        raise sqlite3.OperationalError("no such table: events")
+
+    write_values(internal)
+    with plugin(track_event=track_event):
+        datasette = await start(make_datasette, OLD)
+    assert await differing(datasette) == []
+    said = capsys.readouterr().err
+    assert "5 versions that datasette-secrets 0.x had stored were upgraded" in said
+    failed = "a plugin failed on the event upgrade-secrets: OperationalError"
+    assert f"datasette-secrets: {failed}\n" in said
 
 
 async def test_what_no_key_opens_is_left_and_named_and_the_rest_is_upgraded(

@@ -13,6 +13,7 @@ from conftest import MakeDatasette
 from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.plugins import pm
+from support.visitor import plugin
 
 from datasette_secrets import (
     CannotOpen,
@@ -440,6 +441,54 @@ def listening() -> Iterator[list[Any]]:
         pm.unregister(listener)
 
 
+def failing(event: Any) -> None:
+    raise ZeroDivisionError(event.name)
+
+
+async def test_a_plugin_that_fails_on_one_event_does_not_stop_the_next(
+    datasette: Datasette,
+) -> None:
+    values = {name: envelope.Plaintext.parse("a value") for name in ("A", "B")}
+    with (
+        plugin(track_event=failing),
+        listening() as events,  # it is called first
+        pytest.raises(ZeroDivisionError),
+    ):
+        await service.set_secrets(datasette, values)
+    assert [event.secret for event in events] == ["A", "B"]
+    assert await get_secret(datasette, "B") == "a value"
+
+
+async def test_a_plugin_that_fails_on_events_stops_no_clean_up(
+    datasette: Datasette, internal: str
+) -> None:
+    alter(internal, "pragma journal_mode = wal")
+    await set_secret(datasette, NAME, "a value")
+    [old] = column(internal, "encrypted")
+    with plugin(track_event=failing), pytest.raises(ZeroDivisionError):
+        await service.destroy_versions(datasette, NAME, [1])
+    assert column(internal, "encrypted") == [None]
+    for suffix in ("", "-wal"):
+        with open(internal + suffix, "rb") as file:
+            assert old not in file.read()
+
+
+async def test_a_clean_up_that_fails_is_said_and_hides_no_event(
+    datasette: Datasette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    await set_secret(datasette, NAME, "a value")
+    db = get_instance(datasette).db
+    monkeypatch.setattr(db, "execute_isolated_fn", fail)
+    with listening() as events:
+        destroyed, done = await service.destroy_versions(datasette, NAME, [1])
+    assert (destroyed, done.failed) == (1, True)
+    assert "could not be cleaned up" in str(done.remains)
+    assert [event.name for event in events] == ["destroy-secret"]
+
+
 async def test_changes_are_announced_without_values(datasette: Datasette) -> None:
     with listening() as events:
         await set_secret(datasette, NAME, "sentinel-value", actor_id="ann")
@@ -496,13 +545,13 @@ async def test_the_first_to_register_a_name_wins_and_every_kind_of_hook_counts(
             return [Secret("D")]
 
     plugins = [First(), Second(), Third()]
-    for plugin in plugins:
-        pm.register(plugin)
+    for each in plugins:
+        pm.register(each)
     try:
         secrets = {each.name: each for each in await get_secrets(datasette)}
     finally:
-        for plugin in plugins:
-            pm.unregister(plugin)
+        for each in plugins:
+            pm.unregister(each)
     assert {"A", "B", "C", "D"} <= secrets.keys()
     assert secrets["A"].description == "the first"
     assert [each.name for each in await get_secrets(datasette)] == ["EXAMPLE_SECRET"]

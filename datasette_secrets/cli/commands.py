@@ -360,7 +360,8 @@ async def destroy_row(
     Use this for a row without a usable name or version, which "destroy" cannot find.
     "verify" prints its ID.
     """
-    prompt.confirm(f"Destroy row {row_id} for good?", yes=yes)
+    row = await service.describe_row(datasette, row_id)
+    prompt.confirm(f"Destroy {row} for good?", yes=yes)
     clean_up = await service.destroy_row(datasette, row_id, **options)
-    output.say(f"Destroyed row {row_id}")
+    output.say(f"Destroyed {row}")
     return output.finish(clean_up)
