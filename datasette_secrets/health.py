@@ -269,15 +269,16 @@ def unneeded_keys(census: rotation.Census) -> list[Remark]:
 
 async def exposure(datasette: Datasette) -> list[str]:
     """Warnings about who can read the rows by SQL, or download the file they are in."""
-    instance = get_instance(datasette)
     doors = []
     for name in config.exposed_names(datasette):
         doors.append(("execute-sql", name, f"run SQL in the database '{name}'"))
         if datasette.crossdb:
             can = f"run SQL across databases, and so in the database '{name}'"
             doors.append(("execute-sql", "_memory", can))
-        # Datasette offers a file for download only while nothing can write to it.
-        if not instance.db.is_mutable and datasette.setting("allow_download"):
+        # Datasette offers a file for download if it is attached as immutable.
+        if not datasette.databases[name].is_mutable and datasette.setting(
+            "allow_download"
+        ):
             can = f"download the database '{name}'"
             doors.append(("view-database-download", name, can))
     warnings = []

@@ -113,16 +113,23 @@ def apply_migrations(conn: sqlite3.Connection) -> None:
     The record of applied migrations is ignored, because somebody may have changed it or
     restored a table of 0.x without it.
     """
-    made = {row[0] for row in conn.execute("select name from sqlite_master").fetchall()}
-    has_columns = {column for column, _ in ADDED} <= _columns(conn)
-    if has_columns and {INDEX, LOG_INDEX} <= made:
+    if _is_complete(conn):
         return
-    if migrations.migrations_table in made:
+    if migrations.migrations_table in _entries(conn):
         conn.execute(
             f"delete from {migrations.migrations_table} where migration_set = :name",  # noqa: S608
             {"name": migrations.name},
         )
     migrations.apply(sqlite_utils.Database(conn, execute_plugins=False))
+
+
+def _is_complete(conn: sqlite3.Connection) -> bool:
+    has_columns = {column for column, _ in ADDED} <= _columns(conn)
+    return has_columns and {INDEX, LOG_INDEX} <= _entries(conn)
+
+
+def _entries(conn: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in conn.execute("select name from sqlite_master").fetchall()}
 
 
 def _columns(conn: sqlite3.Connection) -> set[str]:
@@ -167,7 +174,9 @@ async def ensure_migrated(db: Database) -> None:
         apply_migrations(conn)
 
     if db not in _migrated:
-        await write(db, migrate_secrets_tables)
+        # Reads first, so that a server can start while another process holds the lock.
+        if not await read(db, _is_complete):
+            await write(db, migrate_secrets_tables)
         _migrated.add(db)
 
 

@@ -153,6 +153,9 @@ async def serve_until_interrupted(datasette: Datasette, port: int, link: str) ->
         await datasette.invoke_startup()
     except StartupError as error:
         sys.exit(f"Error: {error}")
+    server = uvicorn.Server(uvicorn.Config(datasette.app(), log_level="warning"))
+    # All imports come before the link, so that Ctrl-C finds the server ready for it.
+    server.config.load()
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, port))
@@ -163,7 +166,6 @@ async def serve_until_interrupted(datasette: Datasette, port: int, link: str) ->
             f"Ctrl-C stops the server. Sign in and manage secrets:\n{link}",
             flush=True,
         )
-        server = uvicorn.Server(uvicorn.Config(datasette.app(), log_level="warning"))
         await server.serve(sockets=[listener])
 
 

@@ -527,6 +527,22 @@ async def test_a_bad_size_is_refused(api: Any, size: str) -> None:
     assert_refused(await api(f".json?_size={size}"), 400)
 
 
+async def test_an_empty_date_clears_the_date_and_null_leaves_it(
+    api: Any, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", VALUE, note="a note", renew_by="2031-01-31")
+    for sent, date in (
+        ({"note": "another", "renew_by": None}, "2031-01-31"),
+        ({"renew_by": ""}, None),
+    ):
+        done = await api("/KEY/-/set", sent)
+        assert (done.status_code, done.json()["ok"]) == (200, True)
+        secret = (await api("/KEY.json")).json()["secret"]
+        assert (secret["note"], secret["renew_by"]) == ("another", date)
+    for wrong in (0, False, " "):
+        assert_refused(await api("/KEY/-/set", {"renew_by": wrong}), 400)
+
+
 async def test_without_a_key_changes_are_refused_and_the_list_is_shown(
     make_datasette: MakeDatasette,
 ) -> None:

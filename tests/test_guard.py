@@ -11,7 +11,14 @@ import pytest
 from conftest import MakeDatasette
 from support.console import plugin
 
-from datasette_secrets import envelope, get_secret, health, inspection, set_secret
+from datasette_secrets import (
+    DatabaseUnavailable,
+    envelope,
+    get_secret,
+    health,
+    inspection,
+    set_secret,
+)
 from datasette_secrets.instance import get_instance
 
 Captured = pytest.CaptureFixture[str]
@@ -225,6 +232,38 @@ async def test_an_immutable_database_is_said_and_can_be_downloaded_by_anyone(
     closed = make_datasette(master_key, settings={"allow_download": False}, **options)
     await closed.invoke_startup()
     assert "can download" not in capsys.readouterr().err
+
+
+async def test_an_internal_database_that_is_attached_as_immutable_is_warned_about(
+    make_datasette: MakeDatasette, master_key: str, internal: str
+) -> None:
+    writing = make_datasette(master_key)
+    await set_secret(writing, "A", "a value")
+    datasette = make_datasette(
+        master_key,
+        immutables=[internal],
+        config={"databases": {"internal": {"allow_sql": False}}},
+    )
+    await datasette.invoke_startup()
+    warnings = await health.exposure(datasette)
+    assert any("can download the database 'internal'" in each for each in warnings)
+
+
+async def test_a_lock_held_at_the_start_of_a_server_changes_nothing(
+    make_datasette: MakeDatasette, master_key: str, named: str, capsys: Captured
+) -> None:
+    options: dict[str, Any] = {"database": "named", "files": [named]}
+    await set_secret(make_datasette(master_key, **options), "A", "a value")
+    options["config"] = {"databases": {"named": {"allow_sql": False}}}
+    datasette = make_datasette(master_key, **options)
+    with closing(sqlite3.connect(named, isolation_level=None)) as conn:
+        conn.execute("begin immediate")
+        await datasette.invoke_startup()
+        conn.execute("commit")
+        assert capsys.readouterr().err == ""
+        conn.execute("drop table datasette_secrets")
+    with pytest.raises(DatabaseUnavailable):
+        await get_secret(datasette, "A")
 
 
 async def test_a_database_that_can_be_changed_is_not_called_read_only(

@@ -378,6 +378,15 @@ async def test_a_bad_form_says_why_and_sends_nothing_back(
     assert await get_secret(datasette, "EXAMPLE_SECRET") is None
 
 
+async def test_a_form_for_a_new_name_is_refused_with_the_reason(
+    visitor: Visitor,
+) -> None:
+    refused = await visitor.post("/NEW_NAME/-/set", secret=VALUE, note="x" * 101)
+    assert refused.status_code == 400
+    assert "A note has at most 100 characters" in refused.text
+    assert VALUE not in refused.text
+
+
 async def test_whoever_saves_second_is_told_who_was_first(
     visitor: Visitor, datasette: Datasette
 ) -> None:

@@ -111,7 +111,10 @@ def form(
             if visit.wants_json:
                 raise
             visit.status, visit.error = await _explain(visit, error)
-            return await show(visit)
+            try:
+                return await show(visit)
+            except Refused:  # the secret whose page would show it does not exist
+                raise error from None
         if visit.wants_json:
             return json_response(done.content)
         visit.datasette.add_message(visit.request, done.message)

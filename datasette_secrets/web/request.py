@@ -107,9 +107,8 @@ class Body:
         details = {}
         for name in ("note", "renew_by"):
             if self.has(name) and not self.is_untouched(name):
-                details[name] = self.first(name)
-                if self.is_form:
-                    details[name] = details[name].strip() or {"note": ""}.get(name)
+                text = self.first(name).strip() if self.is_form else self.first(name)
+                details[name] = None if (name, text) == ("renew_by", "") else text
         return details
 
     def is_untouched(self, name: str) -> bool:
