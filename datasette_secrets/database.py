@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 VACUUM_MAX_BYTES = 50_000_000
 _CHECKPOINT_TIMEOUT_MS = 2_000
+# How long a change waits for the write lock, and how often it tries.
+_LOCK_SECONDS = 5.0
+_RETRY_SECONDS = 0.005
 
 T = TypeVar("T")
 #: By name, or in order.
@@ -85,12 +88,28 @@ async def write(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
             return error.with_traceback(None)
 
     try:
-        outcome = await db.execute_write_fn(in_transaction, transaction=False)
+        outcome = await run_when_unlocked(db, in_transaction, _LOCK_SECONDS)
     except sqlite3.DatabaseError as error:
         outcome = error
     if isinstance(outcome, Exception):
         raise _explained(outcome, "written") from None
-    return outcome  # type: ignore[no-any-return]
+    return outcome
+
+
+async def run_when_unlocked(
+    db: Database, fn: Callable[[sqlite3.Connection], T], seconds: float
+) -> T:
+    """Run `fn(conn)` on the write thread, again while it returns Locked.
+
+    Waiting in `fn` would hold up other writes. Datasette also compares the schema before
+    and after `fn`, and takes what a VACUUM moved in the meantime for renamed tables.
+    """
+    ends = time.monotonic() + seconds
+    while True:
+        outcome: T = await db.execute_write_fn(fn, transaction=False)
+        if not isinstance(outcome, Locked) or time.monotonic() > ends:
+            return outcome
+        await asyncio.sleep(_RETRY_SECONDS)
 
 
 _files: weakref.WeakKeyDictionary[Database, tuple[int, int]] = (
@@ -99,10 +118,15 @@ _files: weakref.WeakKeyDictionary[Database, tuple[int, int]] = (
 
 
 def require_same_file(db: Database) -> None:
-    """Raise DatabaseUnavailable if the file of the open database was replaced or deleted.
+    """Raise DatabaseUnavailable if the database was closed, or its file replaced or deleted.
 
     Datasette's connections stay on the old file, and new ones would open the new file.
     """
+    # Datasette itself refuses everything when all of it is closed.
+    if getattr(db, "_closed", False) and not db.ds._closed:
+        raise DatabaseUnavailable(
+            f"The database {db.path or db.name!r} was closed; restart Datasette"
+        )
     if db.is_memory or not db.path:
         return
     identity = None
@@ -124,7 +148,8 @@ def create_private(db: Database) -> None:
     """
     if db.path and not db.is_memory and ":memory:" not in db.path:
         with suppress(OSError):
-            os.close(os.open(db.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            path = os.path.realpath(db.path)  # a link may lead to no file yet
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def file_of(conn: sqlite3.Connection) -> str:
@@ -153,11 +178,25 @@ def time_limit(conn: sqlite3.Connection, seconds: float) -> Iterator[None]:
         conn.set_progress_handler(None, 0)
 
 
+class Locked(sqlite3.OperationalError):
+    """Another connection holds the write lock. Nothing was done."""
+
+
 @contextmanager
 def transaction(conn: sqlite3.Connection) -> Iterator[None]:
-    """A transaction that takes the write lock first and overwrites what it deletes."""
+    """A transaction that takes the write lock first and overwrites what it deletes.
+
+    Raises Locked at once if somebody else has the lock.
+    """
     conn.execute("pragma secure_delete = on").fetchall()
-    conn.execute("begin immediate")
+    [(timeout,)] = conn.execute("pragma busy_timeout").fetchall()
+    conn.execute("pragma busy_timeout = 0").fetchall()
+    try:
+        conn.execute("begin immediate")
+    except sqlite3.OperationalError as error:
+        raise Locked(*error.args) if is_locked(error) else error from None
+    finally:
+        conn.execute(f"pragma busy_timeout = {timeout}").fetchall()
     try:
         yield
         conn.execute("commit")
@@ -169,21 +208,56 @@ def transaction(conn: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def authorizer(
-    conn: sqlite3.Connection, authorize: Callable[..., int]
+    conn: sqlite3.Connection,
+    authorize: Callable[..., int],
+    others: Callable[..., int] | None = None,
 ) -> Iterator[None]:
-    """Within this context, SQLite asks `authorize` for each statement of `conn`."""
-    conn.set_authorizer(authorize)
+    """Within this context, SQLite asks `authorize` for each statement of `conn`.
+
+    `others`: the authorizer that `conn` had before. It is asked too, and set again.
+    """
+
+    def ask_both(*statement: object) -> int:
+        answer = authorize(*statement)
+        return others(*statement) if others and answer == sqlite3.SQLITE_OK else answer
+
+    conn.set_authorizer(ask_both)
     try:
         yield
     finally:
         # Python 3.10 cannot remove an authorizer.
-        conn.set_authorizer(lambda *_: sqlite3.SQLITE_OK)
+        conn.set_authorizer(others or (lambda *_: sqlite3.SQLITE_OK))
+
+
+class _Recording(sqlite3.Connection):
+    """A connection that only keeps the authorizer it is given."""
+
+    authorize: Callable[..., int] | None = None
+
+    def set_authorizer(self, authorizer_callback: Callable[..., int] | None) -> None:
+        self.authorize = authorizer_callback
+
+
+def authorizer_of_plugins(db: Database) -> Callable[..., int] | None:
+    """The authorizer that other plugins set on each connection to this database.
+
+    SQLite cannot be asked for it. So they prepare another connection.
+    """
+    path = ":memory:" if db.is_memory else db.path
+    with closing(sqlite3.connect(path, factory=_Recording)) as conn:
+        db.ds._prepare_connection(conn, db.name)
+        return conn.authorize
 
 
 def tables_out_of_reach(
-    conn: sqlite3.Connection, tables: Collection[str]
+    conn: sqlite3.Connection,
+    tables: Collection[str],
+    others: Callable[..., int] | None,
 ) -> AbstractContextManager[None]:
-    """Within this context, no statement of `conn` can touch `tables`."""
+    """Within this context, no statement of `conn` can touch `tables`.
+
+    `others`: the authorizer that `conn` has.
+    """
 
     def authorize(action: int, first: object, second: object, *_: object) -> int:
         # A table is the first argument of most actions, and the second of those on
@@ -191,7 +265,7 @@ def tables_out_of_reach(
         named = {str(first).lower(), str(second).lower()}
         return sqlite3.SQLITE_OK if named.isdisjoint(tables) else sqlite3.SQLITE_DENY
 
-    return authorizer(conn, authorize)
+    return authorizer(conn, authorize, others)
 
 
 # SQLite's messages by their first words, since Python 3.10 has no error codes.

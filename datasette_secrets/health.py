@@ -288,7 +288,17 @@ async def exposure(datasette: Datasette) -> list[str]:
             ("anyone who is signed in", {"id": "datasette-secrets:nobody"}),
         ):
             resource = DatabaseResource(database)
-            if await datasette.allowed(action=action, resource=resource, actor=actor):
+            try:
+                allowed = await datasette.allowed(
+                    action=action, resource=resource, actor=actor
+                )
+            except Exception as error:  # of a plugin, which may not have started yet
+                warnings.append(
+                    f"whether {who} can {can} could not be found out, because the rules "
+                    f"of another plugin failed: {type(error).__name__}"
+                )
+                break
+            if allowed:
                 warnings.append(
                     f"{who} can {can}, and so see names, notes, times, actors and "
                     "ciphertext of the secrets: keep them in the internal database only, "

@@ -192,6 +192,8 @@ def _reaching(conn: sqlite3.Connection, entries: list[_Entry]) -> set[str]:
     SQLite compiles each statement on their tables and says what it would touch.
     """
     found: set[str] = set()
+    if not any(entry.runs for entry in entries):
+        return found
     views = {entry.table for entry in entries if entry.type.lower() == "view"}
 
     def authorize(_: int, table: object, *rest: object) -> int:

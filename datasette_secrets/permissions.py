@@ -8,7 +8,7 @@ from datasette.permissions import PermissionSQL
 from datasette.resources import TableResource
 
 from . import config
-from .database import tables_out_of_reach
+from .database import authorizer_of_plugins, tables_out_of_reach
 from .schema import TABLES
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def write_lock(datasette: Datasette, database: str, request: object) -> Any:
         return None
 
     def out_of_reach(conn: Any) -> Any:
-        with tables_out_of_reach(conn, TABLES):
+        others = authorizer_of_plugins(datasette.databases[database])
+        with tables_out_of_reach(conn, TABLES, others):
             yield
 
     return out_of_reach

@@ -95,13 +95,24 @@ async def get_secrets(datasette: Datasette) -> list[Secret]:
 
 
 async def registered_secrets(datasette: Datasette) -> dict[str, Registered]:
-    """The registered secrets by name, with the plugins that registered each."""
+    """The registered secrets by name, with the plugins that registered each.
+
+    In the shell, where no plugin has started, the secrets of one that fails are left out.
+    """
     # Not at the top: this import loads every plugin, and those import this package.
     from datasette.plugins import pm
 
     by_name: dict[str, Registered] = {}
-    for plugin_name, answer in _call_each(pm, datasette):
-        for secret in await await_me_maybe(answer) or ():
+    for plugin_name, call in _implementations(pm, datasette):
+        try:
+            secrets = list(await await_me_maybe(call()) or ())
+        except Exception as error:  # a plugin's code may raise anything
+            problem = f"failed in register_secrets: {type(error).__name__}"
+            _complain(plugin_name, problem)
+            if hasattr(datasette, "event_classes"):  # a server
+                raise
+            continue
+        for secret in secrets:
             if isinstance(secret, Secret) and isinstance(secret.name, str):
                 _add(by_name, secret, plugin_name)
             else:
@@ -112,8 +123,10 @@ async def registered_secrets(datasette: Datasette) -> dict[str, Registered]:
     return by_name or {EXAMPLE.name: EXAMPLE}
 
 
-def _call_each(pm: PluginManager, datasette: Datasette) -> Iterator[tuple[str, Any]]:
-    """The name of each plugin with the hook, and what its hook returned.
+def _implementations(
+    pm: PluginManager, datasette: Datasette
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The name of each plugin with the hook, and its hook.
 
     In pluggy's order. A call through pluggy would not show which plugin returned what.
     """
@@ -124,7 +137,7 @@ def _call_each(pm: PluginManager, datasette: Datasette) -> Iterator[tuple[str, A
         if plugin in distributions:
             name = distributions[plugin].project_name
         arguments = [datasette for _ in implementation.argnames]
-        yield str(name), implementation.function(*arguments)
+        yield str(name), functools.partial(implementation.function, *arguments)
 
 
 def _add(by_name: dict[str, Registered], secret: Secret, plugin_name: str) -> None:

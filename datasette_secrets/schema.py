@@ -120,7 +120,9 @@ def apply_migrations(conn: sqlite3.Connection) -> None:
             f"delete from {migrations.migrations_table} where migration_set = :name",  # noqa: S608
             {"name": migrations.name},
         )
-    migrations.apply(sqlite_utils.Database(conn, execute_plugins=False))
+    # Recursive triggers would stay on for all that follows on this connection.
+    db = sqlite_utils.Database(conn, execute_plugins=False, recursive_triggers=False)
+    migrations.apply(db)
 
 
 def _is_complete(conn: sqlite3.Connection) -> bool:

@@ -19,6 +19,7 @@ from .database import (
     Reader,
     collector_paused,
     not_kept,
+    run_when_unlocked,
     time_limit,
     transaction,
     tuple_cursor,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from datasette.database import Database
 
 
-_USE_BUSY_TIMEOUT_MS = 40
+_USE_LOCK_SECONDS = 0.04
 
 # A value that is too large is never loaded. Its size takes its place.
 _ENCRYPTED = (
@@ -457,7 +458,8 @@ async def record_uses(
 
     def record_secret_uses(conn: sqlite3.Connection) -> sqlite3.Error | None:
         [(timeout,)] = conn.execute("pragma busy_timeout").fetchall()
-        conn.execute(f"pragma busy_timeout = {_USE_BUSY_TIMEOUT_MS}").fetchall()
+        milliseconds = int(_USE_LOCK_SECONDS * 1000)
+        conn.execute(f"pragma busy_timeout = {milliseconds}").fetchall()
         try:
             with time_limit(conn, seconds=1), transaction(conn):
                 conn.executemany(
@@ -475,4 +477,4 @@ async def record_uses(
         finally:
             conn.execute(f"pragma busy_timeout = {timeout}").fetchall()
 
-    return await db.execute_write_fn(record_secret_uses, transaction=False)  # type: ignore[no-any-return]
+    return await run_when_unlocked(db, record_secret_uses, _USE_LOCK_SECONDS)

@@ -16,6 +16,7 @@ Each test file is named after what it tests:
                        test_keyfiles (new-key, key-id) · test_interrupt (Ctrl-C, limits)
                        test_cli_checklist (status, log, note, renew)
                        test_cli_help (examples, suggestions, remedies, the width of tables)
+    other plugins      test_neighbours (their rules, tables, events and mistakes)
     attacks            test_attacks (a writer of the file) · test_corpus (damaged rows)
                        test_leaks and test_locals (values in logs, errors and tracebacks)
     several at once    test_races · test_concurrency · test_servers (a new key for two)

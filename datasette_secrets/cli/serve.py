@@ -208,7 +208,7 @@ async def require_name(
     instance = get_instance(datasette)
     if can_be_new:
         await inspection.require_own(instance.db)
-    known = {each.name for each in await registry.get_secrets(datasette)}
+    known = {*await registry.registered_secrets(datasette)}
     known.update(await store.names(instance.db))
     if name in known or instance.environment_value(name) is not None:
         return

@@ -61,7 +61,6 @@ def view(show: Show, *methods: str) -> View:
 
     async def guarded(datasette: Datasette, request: Request) -> Response:
         visit = Visit(datasette, request)
-        token = via.set("api" if visit.wants_json else "page")
         try:
             if not await is_allowed(datasette, request.actor):
                 response = await _forbidden(visit)
@@ -71,8 +70,6 @@ def view(show: Show, *methods: str) -> View:
                 response = await show(visit)
         except Exception as error:  # see the top of this module
             response = await _error(visit, error)
-        finally:
-            via.reset(token)
         for name in list(response.headers):
             if name.lower() == "cache-control":
                 del response.headers[name]
@@ -104,6 +101,7 @@ def form(
             return await show(visit)
         if of_secret:
             await visit.secret()
+        token = via.set("api" if visit.wants_json else "page")
         try:
             visit.sent = await read(visit, *fields)
             done = await perform(visit)
@@ -115,6 +113,8 @@ def form(
                 return await show(visit)
             except Refused:  # the secret whose page would show it does not exist
                 raise error from None
+        finally:
+            via.reset(token)
         if visit.wants_json:
             return json_response(done.content)
         visit.datasette.add_message(visit.request, done.message)
