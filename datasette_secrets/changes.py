@@ -173,6 +173,7 @@ async def announce(datasette: Datasette, actor_id: str | None, *made: Change) ->
     The first exception of another plugin's `track_event` is passed on at the end.
     """
     failed = []
+    token = via.set("plugin")  # what other plugins change now
     for each in made if hasattr(datasette, "event_classes") else ():  # not in the shell
         event = each.event(str(actor_id) if actor_id else None)
         try:
@@ -180,6 +181,7 @@ async def announce(datasette: Datasette, actor_id: str | None, *made: Change) ->
                 await datasette.track_event(event)
         except Exception as error:  # a plugin's code may raise anything
             failed.append(error)
+    via.reset(token)
     if failed:
         raise failed[0]
 

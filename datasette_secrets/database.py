@@ -19,6 +19,8 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from datasette.utils.sqlite import sqlite3 as datasette_sqlite3
+
 from .errors import DatabaseUnavailable, InvalidSecret
 
 if TYPE_CHECKING:
@@ -27,9 +29,10 @@ if TYPE_CHECKING:
 
 VACUUM_MAX_BYTES = 50_000_000
 _CHECKPOINT_TIMEOUT_MS = 2_000
-# How long a change waits for the write lock, and how often it tries.
+# How long a change waits for the write lock. It tries again after a pause that grows.
 _LOCK_SECONDS = 5.0
 _RETRY_SECONDS = 0.005
+_RETRY_MAX_SECONDS = 0.1
 
 T = TypeVar("T")
 #: By name, or in order.
@@ -56,6 +59,7 @@ async def read(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
     Raises DatabaseUnavailable if the database cannot be read.
     """
     require_same_file(db)
+    fn = _restoring_authorizer(db, fn)
     try:
         try:
             return await db.execute_fn(fn)  # type: ignore[no-any-return]
@@ -77,7 +81,6 @@ async def write(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
     """
     if not db.is_mutable:
         raise DatabaseUnavailable(f"The database {db.path or db.name!r} is immutable")
-    require_same_file(db)
 
     @wraps(fn)
     def in_transaction(conn: sqlite3.Connection) -> T | Exception:
@@ -87,8 +90,9 @@ async def write(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
         except Exception as error:  # it is raised again below, in the caller's frame
             return error.with_traceback(None)
 
+    run = _restoring_authorizer(db, in_transaction)
     try:
-        outcome = await run_when_unlocked(db, in_transaction, _LOCK_SECONDS)
+        outcome = await run_when_unlocked(db, run, _LOCK_SECONDS)
     except sqlite3.DatabaseError as error:
         outcome = error
     if isinstance(outcome, Exception):
@@ -99,17 +103,20 @@ async def write(db: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
 async def run_when_unlocked(
     db: Database, fn: Callable[[sqlite3.Connection], T], seconds: float
 ) -> T:
-    """Run `fn(conn)` on the write thread, again while it returns Locked.
+    """Run `fn(conn)` on the write thread, and again while it returns Locked.
 
-    Waiting in `fn` would hold up other writes. Datasette also compares the schema before
-    and after `fn`, and takes what a VACUUM moved in the meantime for renamed tables.
+    To wait in `fn` would hold up other writes. Datasette also compares the schema before
+    and after `fn`, and takes tables that a VACUUM moved in between for renamed ones.
     """
-    ends = time.monotonic() + seconds
+    ends, pause = None, _RETRY_SECONDS
     while True:
+        require_same_file(db)
         outcome: T = await db.execute_write_fn(fn, transaction=False)
+        ends = ends or time.monotonic() + seconds
         if not isinstance(outcome, Locked) or time.monotonic() > ends:
             return outcome
-        await asyncio.sleep(_RETRY_SECONDS)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _RETRY_MAX_SECONDS)
 
 
 _files: weakref.WeakKeyDictionary[Database, tuple[int, int]] = (
@@ -215,6 +222,7 @@ def authorizer(
     """Within this context, SQLite asks `authorize` for each statement of `conn`.
 
     `others`: the authorizer that `conn` had before. It is asked too, and set again.
+    Without it, `_restoring_authorizer` sets what other plugins want.
     """
 
     def ask_both(*statement: object) -> int:
@@ -225,11 +233,38 @@ def authorizer(
     try:
         yield
     finally:
-        # Python 3.10 cannot remove an authorizer.
-        conn.set_authorizer(others or (lambda *_: sqlite3.SQLITE_OK))
+        conn.set_authorizer(others or _allow)
+        if others is None:
+            _replaced.add(id(conn))
 
 
-class _Recording(sqlite3.Connection):
+def _allow(*_: object) -> int:
+    """Python 3.10 cannot remove an authorizer."""
+    return sqlite3.SQLITE_OK
+
+
+#: The connections whose authorizer `authorizer` replaced.
+_replaced: set[int] = set()
+
+
+def _restoring_authorizer(
+    db: Database, fn: Callable[[sqlite3.Connection], T]
+) -> Callable[[sqlite3.Connection], T]:
+    """`fn`, after which its connection has the authorizer of other plugins again."""
+
+    @wraps(fn)
+    def restoring(conn: sqlite3.Connection) -> T:
+        try:
+            return fn(conn)
+        finally:
+            if id(conn) in _replaced:
+                conn.set_authorizer(authorizer_of_plugins(db) or _allow)
+                _replaced.discard(id(conn))
+
+    return restoring
+
+
+class _Recording(datasette_sqlite3.Connection):  # type: ignore[misc]
     """A connection that only keeps the authorizer it is given."""
 
     authorize: Callable[..., int] | None = None
@@ -241,12 +276,17 @@ class _Recording(sqlite3.Connection):
 def authorizer_of_plugins(db: Database) -> Callable[..., int] | None:
     """The authorizer that other plugins set on each connection to this database.
 
-    SQLite cannot be asked for it. So they prepare another connection.
+    SQLite cannot be asked for it. So they prepare another connection, which is made as
+    Datasette makes its own.
     """
-    path = ":memory:" if db.is_memory else db.path
-    with closing(sqlite3.connect(path, factory=_Recording)) as conn:
+    # Another copy of SQLite in this process would drop the locks that this one holds.
+    uri = f"file:{db.path or ':memory:'}"
+    if db.memory_name:
+        uri = f"file:{db.memory_name}?mode=memory&cache=shared"
+    conn = datasette_sqlite3.connect(uri, uri=True, factory=_Recording)
+    with closing(conn):
         db.ds._prepare_connection(conn, db.name)
-        return conn.authorize
+        return conn.authorize  # type: ignore[no-any-return]
 
 
 def tables_out_of_reach(

@@ -294,8 +294,8 @@ async def exposure(datasette: Datasette) -> list[str]:
                 )
             except Exception as error:  # of a plugin, which may not have started yet
                 warnings.append(
-                    f"whether {who} can {can} could not be found out, because the rules "
-                    f"of another plugin failed: {type(error).__name__}"
+                    f"a permission rule failed ({type(error).__name__}), so it is "
+                    f"unknown whether {who} can {can}"
                 )
                 break
             if allowed:

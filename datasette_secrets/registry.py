@@ -103,6 +103,7 @@ async def registered_secrets(datasette: Datasette) -> dict[str, Registered]:
     from datasette.plugins import pm
 
     by_name: dict[str, Registered] = {}
+    failed = False
     for plugin_name, call in _implementations(pm, datasette):
         try:
             secrets = list(await await_me_maybe(call()) or ())
@@ -111,6 +112,7 @@ async def registered_secrets(datasette: Datasette) -> dict[str, Registered]:
             _complain(plugin_name, problem)
             if hasattr(datasette, "event_classes"):  # a server
                 raise
+            failed = True
             continue
         for secret in secrets:
             if isinstance(secret, Secret) and isinstance(secret.name, str):
@@ -120,7 +122,7 @@ async def registered_secrets(datasette: Datasette) -> dict[str, Registered]:
                 _complain(
                     plugin_name, f"registered {problem}, not a Secret with a name"
                 )
-    return by_name or {EXAMPLE.name: EXAMPLE}
+    return by_name if by_name or failed else {EXAMPLE.name: EXAMPLE}
 
 
 def _implementations(

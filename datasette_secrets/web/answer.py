@@ -94,6 +94,13 @@ def form(
     is told to post instead.
     """
 
+    async def change(visit: Visit) -> Done:
+        token = via.set("api" if visit.wants_json else "page")
+        try:
+            return await perform(visit)
+        finally:
+            via.reset(token)
+
     async def respond(visit: Visit) -> Response:
         if visit.method == "GET":
             if visit.wants_json and only_asks:
@@ -101,10 +108,9 @@ def form(
             return await show(visit)
         if of_secret:
             await visit.secret()
-        token = via.set("api" if visit.wants_json else "page")
         try:
             visit.sent = await read(visit, *fields)
-            done = await perform(visit)
+            done = await change(visit)
         except (SecretsError, Refused) as error:
             if visit.wants_json:
                 raise
@@ -113,8 +119,6 @@ def form(
                 return await show(visit)
             except Refused:  # the secret whose page would show it does not exist
                 raise error from None
-        finally:
-            via.reset(token)
         if visit.wants_json:
             return json_response(done.content)
         visit.datasette.add_message(visit.request, done.message)
