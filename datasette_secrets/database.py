@@ -32,7 +32,7 @@ _CHECKPOINT_TIMEOUT_MS = 2_000
 # How long a change waits for the write lock. It tries again after a pause that grows.
 _LOCK_SECONDS = 5.0
 _RETRY_SECONDS = 0.005
-_RETRY_MAX_SECONDS = 0.1
+_RETRY_MAX_SECONDS = 0.02
 
 T = TypeVar("T")
 #: By name, or in order.
@@ -258,8 +258,9 @@ def _restoring_authorizer(
             return fn(conn)
         finally:
             if id(conn) in _replaced:
-                conn.set_authorizer(authorizer_of_plugins(db) or _allow)
-                _replaced.discard(id(conn))
+                with suppress(Exception):  # of a plugin; the next call tries it again
+                    conn.set_authorizer(authorizer_of_plugins(db) or _allow)
+                    _replaced.discard(id(conn))
 
     return restoring
 
@@ -277,12 +278,14 @@ def authorizer_of_plugins(db: Database) -> Callable[..., int] | None:
     """The authorizer that other plugins set on each connection to this database.
 
     SQLite cannot be asked for it. So they prepare another connection, which is made as
-    Datasette makes its own.
+    Datasette makes those that read.
     """
     # Another copy of SQLite in this process would drop the locks that this one holds.
-    uri = f"file:{db.path or ':memory:'}"
+    uri = f"file:{db.path}?{'mode=ro' if db.is_mutable else 'immutable=1'}"
     if db.memory_name:
         uri = f"file:{db.memory_name}?mode=memory&cache=shared"
+    elif not db.path:
+        uri = "file::memory:"
     conn = datasette_sqlite3.connect(uri, uri=True, factory=_Recording)
     with closing(conn):
         db.ds._prepare_connection(conn, db.name)

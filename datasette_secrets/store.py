@@ -452,8 +452,7 @@ async def record_uses(
     """Write when and by which actor each row was last used, in one short transaction.
 
     Returns the error if it failed. A later use that another process wrote is kept, unless
-    it is later than `now`, because then a clock was wrong. Waits at most 40 ms for the
-    lock.
+    it is later than `now`, because then a clock was wrong. Waits about 40 ms for the lock.
     """
 
     def record_secret_uses(conn: sqlite3.Connection) -> sqlite3.Error | None:
