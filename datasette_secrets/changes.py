@@ -111,15 +111,12 @@ async def make(
     change: Callable[[Changing], T],
     *,
     migrates: bool = False,
-    mends: bool = False,
 ) -> T:
     """Run `change` in one transaction, send its events, and return what it returns.
 
     Raises as `commit` and `announce` do.
     """
-    result, made = await commit(
-        datasette, db, actor_id, change, migrates=migrates, mends=mends
-    )
+    result, made = await commit(datasette, db, actor_id, change, migrates=migrates)
     await announce(datasette, actor_id, *made)
     return result
 

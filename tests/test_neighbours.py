@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -97,6 +98,47 @@ async def test_what_the_authorizer_of_a_plugin_denies_stays_denied(
         assert {each.status_code for each in read} == {400}
     ledger = await datasette.get_database("named").execute("select * from ledger")
     assert [tuple(row) for row in ledger.rows] == [(1, 10)]
+
+
+async def test_a_change_that_is_stored_does_not_fail_because_of_a_plugin(
+    make_datasette: MakeDatasette, master_key: str, named: str
+) -> None:
+    fails = False
+
+    def prepare_connection() -> None:
+        if fails:
+            raise ZeroDivisionError
+
+    datasette = make_datasette(
+        master_key, database="named", files=[named], settings={"num_sql_threads": 1}
+    )
+    with plugin(prepare_connection=prepare_connection):
+        await datasette.invoke_startup()
+        assert await set_secret(datasette, "A", "one") == 1
+        fails = True  # all connections of Datasette are prepared
+        assert await set_secret(datasette, "A", "two") == 2
+        assert (await secret_state(datasette, "A")).version == 2
+
+
+async def test_an_immutable_file_and_its_log_stay_as_they_are(
+    make_datasette: MakeDatasette, master_key: str, named: str, tmp_path: Path
+) -> None:
+    copies = [tmp_path / name for name in ("copy.db", "copy.db-wal")]
+    with closing(sqlite3.connect(named, isolation_level=None)) as conn:
+        conn.execute("pragma journal_mode = wal").fetchall()
+        conn.execute("insert into notes values (1, 'in the log only')")
+        for source, copy in zip((named, f"{named}-wal"), copies, strict=True):
+            shutil.copy(source, copy)
+    before = [copy.read_bytes() for copy in copies]
+    datasette = make_datasette(
+        master_key,
+        database="copy",
+        immutables=[str(copies[0])],
+        settings={"cache_size_kb": 2000},
+    )
+    await datasette.invoke_startup()
+    datasette.close()
+    assert [copy.read_bytes() for copy in copies] == before
 
 
 async def test_the_first_start_leaves_the_triggers_of_others_as_they_are(
