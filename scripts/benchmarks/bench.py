@@ -193,7 +193,7 @@ def rotation() -> list[Goal]:
         Goal(
             "`rotate-key`, 200,000 versions",
             "bare re-wrap loop",
-            large["rate"] / large["bare"],
+            large["times_bare"],
             0.45,
             True,
         ),
