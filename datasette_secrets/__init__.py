@@ -3,6 +3,7 @@
 The package. A module imports only from those below it, and a folder is one level:
 
     cli/            the commands                   web/        the pages and the JSON API
+    serialize       the objects of the JSON API and of --json
     health          the start of a server; problems and remedies for status and pages
     permissions     the lock on the tables
     containment     pages survive a plugin that cannot read its secret
@@ -11,7 +12,6 @@ The package. A module imports only from those below it, and a folder is one leve
     listing         states, names, list, find      service     get, set, delete, destroy …
     instance        one Datasette's settings, database, reader and recorder
     last_used       who used what when, in few writes
-    serialize       the objects of the JSON API and of --json
     store           every statement on secrets
     changes         one path for every change, and the log
     inspection      the one check of the whole tables

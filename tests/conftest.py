@@ -9,7 +9,8 @@ Each test file is named after what it tests:
                        test_pages_log and test_pages_checks (log, tests, dates)
                        test_log · test_log_doors (the change log, renew_by) · test_keep
                        test_permissions · test_config · test_envelope · test_rotation
-                       test_upgrade · test_migrations · test_uses (last_used_at) · test_guard
+                       test_upgrade · test_first_start · test_migrations
+                       test_uses (last_used_at) · test_guard
     the commands       test_cli_values (set, get, list …) · test_cli_keys (rotate-key …)
                        test_cli_refusals (errors) · test_cli_processes (signals, a server
                        beside a command) · test_cli_residue (what remains in the file)
@@ -17,7 +18,9 @@ Each test file is named after what it tests:
                        test_cli_checklist (status, log, note, renew)
                        test_cli_help (examples, suggestions, remedies, the width of tables)
     other plugins      test_neighbours (their rules, tables, events and mistakes)
+                       test_containment (pages when a plugin cannot read its secret)
     attacks            test_attacks (a writer of the file) · test_corpus (damaged rows)
+                       test_adversary (a changed schema or page) · test_replaced_file
                        test_leaks and test_locals (values in logs, errors and tracebacks)
     several at once    test_races · test_concurrency · test_servers (a new key for two)
                        test_faults (kill, full disk)
@@ -45,6 +48,8 @@ Helpers are in tests/support:
                        test_leaks
     forks              commands in forks of one process, for test_leaks and test_runbook
     machine            a folder that stands for a machine, for the runbook
+    adversary          changes of the schema and of pages, for test_adversary
+    unwritable         a file or folder that nobody can write
     faults             one command that fails at its n-th write; fault_shim.c makes it fail
     interrupted        a command that gets SIGINT before its n-th callback
     keyfile_faults     the same for new keys in key files

@@ -211,7 +211,7 @@ async def status(datasette: Datasette, due_within: int | None, as_json: bool) ->
 async def verify(datasette: Datasette, as_json: bool) -> int:
     """Check that every version can be decrypted
 
-    The exit code is 1 if one cannot. Each of those is named, with the command that helps.
+    The exit code is 1 if one cannot. Each of those is named, with what to do about it.
     """
     instance = get_instance(datasette)
     instance.settings.require_ring()

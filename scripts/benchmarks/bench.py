@@ -1,4 +1,4 @@
-"""Measures what the README's table of performance promises, and prints that table.
+"""Measures the figures in the performance table of how-it-works.md, and prints that table.
 
 Every figure is a ratio against something run in the same minute on the same machine:
 datasette-secrets 0.3a0 in an environment of its own, a bare loop, or Datasette itself.
