@@ -81,10 +81,11 @@ async def check_new(
     """Run the check on a value that is to be stored, unless it is rejected.
 
     Only a rejection is logged here. Log the other outcomes once the value is stored.
-    Raises InvalidSecret where there is no check, and what `check_settable` raises.
+    Raises InvalidSecret where there is no check, and what `check_settable` raises. The
+    plugin does not get a value that would not be stored.
     """
     secret = await find_check(datasette, name)
-    await service.check_settable(datasette, name)
+    await service.check_settable(datasette, name, value)
     result = await run_check(secret, value)
     if result.outcome == "rejected":
         await log(datasette, name, None, result, actor_id)

@@ -127,8 +127,9 @@ class VersionConflict(SecretsError):
         name: The name of the secret.
         expected: The version number that the caller gave, 0 for none.
         actual: The number of the newest version, 0 for none.
-        updated_at: When that was changed, UTC `YYYY-MM-DD HH:MM:SS` or None.
-        updated_by: The ID of the actor who changed it, or None.
+        updated_at: When that was stored, or its note or date changed, UTC
+            `YYYY-MM-DD HH:MM:SS` or None.
+        updated_by: The ID of the actor who did that, or None.
     """
 
     code = "version-conflict"

@@ -184,6 +184,7 @@ async def list_sections(
             urgent.append(each)
         elif each.state in ("deleted", "destroyed"):
             removed.append(each)
+    urgent = urgent[:size]  # the others are listed with the rest
     order = {name: place for place, name in enumerate(registered)}
     waiting.sort(key=lambda each: order[each.name])
     set_apart = {each.name for each in (*waiting, *urgent, *removed)}
@@ -193,7 +194,7 @@ async def list_sections(
     page = others[start : start + size]
     shown = size if start == 0 else 0
     return Sections(
-        urgent[:shown],
+        urgent if shown else [],
         waiting if shown else [],
         await _list(instance, registered, page),
         removed[:shown],

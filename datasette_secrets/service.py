@@ -145,7 +145,7 @@ async def set_secret(
         raise InvalidSecret(f"The value of {name} cannot be stored: {error}") from None
     finally:
         del value
-    _check_note(note)
+    _check_note(datasette, note)
     _check_renew_by(renew_by)
     if keep is not None and (type(keep) is not int or keep < 2):
         raise InvalidSecret("keep must be a number of versions, 2 or more")
@@ -248,13 +248,20 @@ async def _change(
 
 
 async def check_settable(
-    datasette: Datasette, name: str, note: str | None = None
+    datasette: Datasette,
+    name: str,
+    value: envelope.Plaintext | None = None,
+    note: str | None = None,
 ) -> None:
-    """Raise what `set_secret` would raise for this name and note."""
+    """Raise what `set_secret` would raise for this name, value and note."""
     instance = get_instance(datasette)
     await _check_name(datasette, instance, name)
-    _check_note(note)
-    instance.settings.require_ring()
+    _check_note(datasette, note)
+    ring = instance.settings.require_ring()
+    if value is not None and ring.any_appears_in(value.reveal()):
+        raise InvalidSecret(
+            f"The value of {name} contains a master key, which must not be stored"
+        )
 
 
 async def set_secrets(
@@ -275,15 +282,10 @@ async def set_secrets(
 
     Raises what `set_secret` raises.
     """
-    instance = get_instance(datasette)
-    for name in values:
-        await _check_name(datasette, instance, name)
-    ring = instance.settings.require_ring()
     for name, value in values.items():
-        if ring.any_appears_in(value.reveal()):
-            raise InvalidSecret(
-                f"The value of {name} contains a master key, which must not be stored"
-            )
+        await check_settable(datasette, name, value)
+    instance = get_instance(datasette)
+    ring = instance.settings.require_ring()
     if dry_run:
         return {
             name: None
@@ -322,7 +324,7 @@ async def set_details(
     `expected`: their old values as the caller saw them. Returns the number of the version, and
     which of them changed. Raises InvalidSecret, VersionConflict and DatabaseUnavailable.
     """
-    _check_note(details.get("note"))
+    _check_note(datasette, details.get("note"))
     _check_renew_by(details.get("renew_by"))
 
     def update_secret(changing: Changing) -> tuple[int, list[str]]:
@@ -459,7 +461,7 @@ async def destroy_row(
 ) -> database.CleanUp:
     """Remove the value of a damaged row that has no valid name or version.
 
-    Raises InvalidSecret when there is no such row, and DatabaseUnavailable.
+    Raises what `store.destroy_row` raises, and DatabaseUnavailable.
     """
     instance = get_instance(datasette)
 
@@ -543,7 +545,7 @@ async def _check_name(datasette: Datasette, instance: Instance, name: object) ->
     )
 
 
-def _check_note(note: object) -> None:
+def _check_note(datasette: Datasette, note: object) -> None:
     if note is not None and not isinstance(note, str):
         raise InvalidSecret("A note must be text")
     if note and len(note) > NOTE_MAX_CHARACTERS:
@@ -552,6 +554,11 @@ def _check_note(note: object) -> None:
         )
     if note and re.search("[\0\ud800-\udfff]", note):
         raise InvalidSecret("A note must be valid UTF-8 without NUL characters")
+    ring = get_instance(datasette).settings.ring
+    if note and ring and ring.any_appears_in(note):
+        raise InvalidSecret(
+            "The note contains a master key, and notes are not encrypted"
+        )
 
 
 def _check_renew_by(renew_by: object) -> None:

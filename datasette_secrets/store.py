@@ -237,18 +237,22 @@ def destroy_row(changing: Changing, row_id: int) -> tuple[str, object]:
     """Remove the value of one row for good. Returns its name and version.
 
     A row without a usable name or version, or with those of another row, is deleted, since
-    it could hide the newest version. Raises InvalidSecret when there is no such row.
+    it could hide the newest version. Raises InvalidSecret when there is no such row, or it was
+    destroyed before.
     """
     rows = changing.conn.execute(
         f"""select name, version, typeof(name) = 'text' and typeof(version) = 'integer'
             and version between 1 and {VERSION_MAX - 1} and 1 =
-            (select count(*) from {TABLE} where (name, version) = (one.name, one.version))
+            (select count(*) from {TABLE} where (name, version) = (one.name, one.version)),
+            {_HOLDS_VALUE}
         from {TABLE} as one where id = :id""",  # noqa: S608
         {"id": row_id},
     ).fetchall()
     if not rows:
         raise InvalidSecret(f"There is no row {row_id}")
-    name, version, is_usable = rows[0]
+    name, version, is_usable, holds_value = rows[0]
+    if is_usable and not holds_value:
+        raise InvalidSecret(f"Row {row_id} was destroyed before")
     if is_usable:
         changing.update(TABLE, row_id, _DESTROYED)
     else:
@@ -303,7 +307,7 @@ def _check_expected(name: str, newest: Version | None, expected: object) -> None
         raise InvalidSecret("expected_version is a number, 0 for none")
     if newest is None:
         raise VersionConflict(name, expected, 0)
-    raise VersionConflict(name, expected, actual, newest.updated_at, newest.updated_by)
+    raise VersionConflict(name, expected, actual, newest.created_at, newest.created_by)
 
 
 async def history(db: Database, name: str) -> list[Version]:

@@ -92,6 +92,24 @@ async def test_the_core(datasette: Datasette, internal: str, kind: str) -> None:
     ]
 
 
+async def test_no_plugin_is_given_a_master_key(
+    datasette: Datasette, internal: str, admin: dict[str, str], master_key: str
+) -> None:
+    given = []
+
+    async def check(value: str) -> CheckResult:
+        given.append(value == master_key)
+        return CheckResult("rejected", "no such account")
+
+    with registering(plugin=[Secret("A", check=check)]):
+        for path in ("/-/secrets/A", "/-/secrets/A/-/set"):
+            fields = {"secret": master_key, "check": "1"}
+            answer = await datasette.client.post(path, data=fields, cookies=admin)
+            assert answer.status_code == 400
+            assert "contains a master key" in answer.text
+    assert (given, logged(internal)) == ([], [])
+
+
 @EACH
 async def test_test_and_save_on_the_page(
     datasette: Datasette, internal: str, admin: dict[str, str], kind: str

@@ -269,3 +269,13 @@ def test_a_terminal_shows_how_long_ago_something_was(
     [line] = [line for line in shown_on_a_terminal(filled, "list") if "OPENAI" in line]
     assert shown in line
     assert filled.json("list")["secrets"][1]["updated_at"] == at
+
+
+def test_a_terminal_shows_a_note_and_a_damaged_time_as_they_are(
+    filled: Console,
+) -> None:
+    note, at = "2026-02-30 10:00:00", "2026-02-31 10:00:00"
+    filled.sql(f"update datasette_secrets set note = '{note}', updated_at = '{at}'")
+    [line] = [line for line in shown_on_a_terminal(filled, "list") if "OPENAI" in line]
+    assert note[:10] in line
+    assert at[:10] in line

@@ -575,6 +575,9 @@ def test_the_question_says_which_version_is_in_a_row(filled: Console) -> None:
     assert f"Destroy row 1 ({name} version {version}) for good?" in asked
     said = filled.ok("destroy-row", "1", "--yes")
     assert said == f"Destroyed row 1 ({name} version {version})\n"
+    before = filled.sql("select * from datasette_secrets_log")
+    assert "Row 1 was destroyed before" in filled.refused("destroy-row", "1", "--yes")
+    assert filled.sql("select * from datasette_secrets_log") == before
 
 
 def test_destroy_needs_to_know_which_versions(filled: Console) -> None:

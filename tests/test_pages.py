@@ -18,7 +18,7 @@ from support.visitor import Visitor, plugin
 from datasette_secrets import Secret, delete_secret, get_secret, set_secret
 from datasette_secrets.envelope import generate_master_key
 from datasette_secrets.listing import STATES, find_secret
-from datasette_secrets.service import destroy_row, destroy_versions
+from datasette_secrets.service import destroy_row, destroy_versions, set_details
 
 VALUE = "sk-live-4f9c0d1e"
 
@@ -244,6 +244,23 @@ async def test_the_list_sorts_without_regard_to_case_and_shows_trouble_first(
     assert list(rows(await visitor.get("?state=stored&q=B"))) == ["b"]
 
 
+async def test_every_secret_is_on_a_page_however_many_need_attention(
+    make_datasette: MakeDatasette, master_key: str
+) -> None:
+    lost = make_datasette(generate_master_key())
+    await lost.invoke_startup()
+    names = [f"KEY_{number:03}" for number in range(250)]
+    for name in names:
+        await set_secret(lost, name, VALUE)
+    visitor = Visitor(make_datasette(master_key))
+    await visitor.datasette.invoke_startup()
+    first = await visitor.get()
+    assert sections(first)["Needs attention"] == names[:100]
+    assert sections(first)["Secrets"] == names[100:200]
+    [link] = re.findall(r'href="/-/secrets(\?[^"]*)" rel="next"', first.text)
+    assert rows(await visitor.get(link)) == dict.fromkeys(names[200:], "needs-key")
+
+
 async def test_pages_of_the_list_lead_forwards_and_back(
     visitor: Visitor, datasette: Datasette
 ) -> None:
@@ -410,6 +427,46 @@ async def test_whoever_saves_second_is_told_who_was_first(
             assert f"Review it, {way_out}" in late.text
             assert 'name="expected_version" value="2"' in late.text
     assert await get_secret(datasette, "KEY") == "second"
+
+
+async def test_a_form_that_was_refused_still_knows_which_version_was_edited(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", "first")
+    await set_secret(datasette, "KEY", "second", actor_id="ada")
+    await set_details(datasette, "KEY", {"note": "of bob"}, actor_id="bob")
+    refused = await visitor.post("/KEY", secret=VALUE * 10_000, expected_version="1")
+    assert (refused.status_code, field(refused, "expected_version")) == (400, "1")
+    late = await visitor.post(
+        "/KEY", secret=VALUE, expected_version=field(refused, "expected_version")
+    )
+    assert (late.status_code, field(late, "expected_version")) == (409, "2")
+    assert "ada saved version 2 of KEY" in late.text
+    nonsense = await visitor.post("/KEY", secret=VALUE, expected_version="x")
+    assert (nonsense.status_code, field(nonsense, "expected_version")) == (400, "2")
+    assert await get_secret(datasette, "KEY") == "second"
+
+
+async def test_a_form_that_was_too_large_comes_back_with_what_is_stored(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    stored = {"note": "of Anna", "renew_by": "2031-01-01"}
+    await set_secret(datasette, "KEY", "first", note="of Anna", renew_by="2031-01-01")
+    refused = await visitor.post("/KEY", secret=VALUE * 300_000, note="x")
+    assert refused.status_code == 413
+    assert {name: field(refused, name) for name in stored} == stored
+
+
+async def test_a_master_key_in_a_note_is_refused_and_not_shown(
+    visitor: Visitor, datasette: Datasette, master_key: str
+) -> None:
+    await set_secret(datasette, "KEY", "first", note="before")
+    for path, secret in (("/KEY", ""), ("/KEY", VALUE), ("/KEY/-/set", VALUE)):
+        answer = await visitor.post(path, secret=secret, note=f"key {master_key}")
+        assert answer.status_code == 400
+        assert "The note contains a master key" in answer.text
+        assert (master_key in answer.text) is False
+    assert 'value="before"' in (await visitor.get("/KEY")).text
 
 
 async def test_a_variable_that_overrides_is_said_and_its_value_is_not(

@@ -159,7 +159,7 @@ async def set_(
     pass show openai | datasette secrets set OPENAI_API_KEY \\
         -c datasette.yaml --internal internal.db
     """
-    await service.check_settable(datasette, name, details["note"])
+    await service.check_settable(datasette, name, note=details["note"])
     version = await service.set_secret(
         datasette, name, prompt.read_value(name, value_file), **details
     )

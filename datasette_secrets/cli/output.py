@@ -6,7 +6,6 @@ import calendar
 import errno
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -32,7 +31,6 @@ _LONG_WORK = 5_000
 #: A last column that is wider is shortened before any other one.
 _LAST_COLUMN = 12
 _TERMINAL_MIN = 60
-_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -92,7 +90,7 @@ def print_rows(
     is_short = is_terminal(sys.stdout)
     cells = [[_HEADINGS.get(key, key.upper()) for key in columns]]
     for row in rows:
-        cells.append([printable(_cell(row[key], is_short)) for key in columns])
+        cells.append([printable(_cell(key, row[key], is_short)) for key in columns])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     limit = max(_TERMINAL_MIN, shutil.get_terminal_size().columns)
     while is_short and sum(widths) + 2 * (len(widths) - 1) > limit:
@@ -106,16 +104,23 @@ def print_rows(
         click.echo(_styled(padded.rstrip(), bold=number == 0))
 
 
-def _cell(content: object, is_short: bool) -> object:
+def _cell(key: str, content: object, is_short: bool) -> object:
     if isinstance(content, dict):
         return ", ".join(f"{key}: {value}" for key, value in content.items())
-    if is_short and _TIME.fullmatch(str(content)):
-        then = calendar.timegm(time.strptime(str(content), "%Y-%m-%d %H:%M:%S"))
-        for unit, name in ((31_557_600, "y"), (86_400, "d"), (3_600, "h"), (60, "min")):
-            if time.time() - then >= unit:
-                return f"{(time.time() - then) // unit:.0f} {name} ago"
-        return "now"
+    if is_short and key.endswith("at") and content:
+        return _how_long_ago(str(content))
     return "" if content is None else content
+
+
+def _how_long_ago(at: str) -> str:
+    try:
+        then = calendar.timegm(time.strptime(at, "%Y-%m-%d %H:%M:%S"))
+    except ValueError:  # somebody edited the table
+        return at
+    for unit, name in ((31_557_600, "y"), (86_400, "d"), (3_600, "h"), (60, "min")):
+        if time.time() - then >= unit:
+            return f"{(time.time() - then) // unit:.0f} {name} ago"
+    return "now"
 
 
 def progress(label: str, steps: int) -> AbstractContextManager[Any]:

@@ -129,6 +129,7 @@ async def show_secret(visit: Visit) -> Response:
         secret=secret,
         rows=shown,
         newest_row=rows[0] if rows else None,
+        edited_version=_edited_version(visit, secret.newest),
         stored=len(rows),
         newer=max(0, start - PAGE_SIZE) if start else None,
         older=end if end < len(rows) else None,
@@ -146,14 +147,25 @@ def _typed(visit: Visit, newest: store.Version | None = None) -> dict[str, str]:
     typed = {}
     for field in ("name", "note", "renew_by"):
         stored = str(getattr(newest, field, None) or "")
-        is_typed = visit.error and not visit.sent.is_untouched(field)
+        was_sent = visit.error and visit.sent.is_form
+        is_typed = was_sent and not visit.sent.is_untouched(field)
         typed[field] = visit.sent.typed(field) if is_typed else stored
     # A value that was pasted into the wrong field is rarely a valid name, or so short.
     if not (typed["name"].isascii() and typed["name"].isidentifier()):
         typed["name"] = ""
-    if len(typed["note"]) > service.NOTE_MAX_CHARACTERS:
+    ring = visit.instance.settings.ring
+    holds_key = ring is not None and ring.any_appears_in(typed["note"])
+    if holds_key or len(typed["note"]) > service.NOTE_MAX_CHARACTERS:
         typed["note"] = ""
     return typed
+
+
+def _edited_version(visit: Visit, newest: store.Version | None) -> int:
+    """The version that somebody is editing: after a conflict, the one that is shown."""
+    sent = whole_number(str(visit.sent.first("expected_version")))
+    if visit.error and visit.status != 409 and sent is not None:
+        return sent
+    return newest.version if newest else 0
 
 
 async def _store(visit: Visit) -> Done:
