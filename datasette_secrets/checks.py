@@ -76,16 +76,22 @@ async def check_stored(
 
 
 async def check_new(
-    datasette: Datasette, name: str, value: Plaintext, *, actor_id: str | None = None
+    datasette: Datasette,
+    name: str,
+    value: Plaintext,
+    *,
+    actor_id: str | None = None,
+    **details: Any,
 ) -> CheckResult:
     """Run the check on a value that is to be stored, unless it is rejected.
 
     Only a rejection is logged here. Log the other outcomes once the value is stored.
-    Raises InvalidSecret where there is no check, and what `check_settable` raises. The
-    plugin does not get a value that would not be stored.
+    `details`: what is to be stored with it, for `check_settable`, so that the plugin gets no
+    value that would be refused. Raises InvalidSecret where there is no check, and what that
+    raises.
     """
     secret = await find_check(datasette, name)
-    await service.check_settable(datasette, name, value)
+    await service.check_settable(datasette, name, value, **details)
     result = await run_check(secret, value)
     if result.outcome == "rejected":
         await log(datasette, name, None, result, actor_id)

@@ -63,6 +63,11 @@ class HistoryRow(NamedTuple):
     destroyed: changes.Entry | None
     copies: list[int]
 
+    @property
+    def can_be_copied(self) -> bool:
+        """Whether the secret can be rolled back to it."""
+        return not self.is_newest and self.state in ("stored", "deleted")
+
 
 @dataclass(frozen=True)
 class SecretState:

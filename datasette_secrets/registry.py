@@ -144,7 +144,8 @@ def _implementations(
 
 def _add(by_name: dict[str, Registered], secret: Secret, plugin_name: str) -> None:
     """Add the secret of one plugin to those of the others with that name."""
-    name, url, label = secret.name, secret.obtain_url, secret.obtain_label
+    name = str.__str__(secret.name)  # that of an Enum of strings is its value
+    url, label = secret.obtain_url, secret.obtain_label
     known = by_name.setdefault(name, Registered(name, secret.description, url, label))
     if plugin_name not in known.registered_by:
         known.registered_by += (plugin_name,)

@@ -251,17 +251,24 @@ async def check_settable(
     datasette: Datasette,
     name: str,
     value: envelope.Plaintext | None = None,
+    *,
     note: str | None = None,
+    renew_by: str | None = None,
+    expected_version: int | None = None,
 ) -> None:
-    """Raise what `set_secret` would raise for this name, value and note."""
+    """Raise what `set_secret` would raise for these arguments, as far as that is known."""
     instance = get_instance(datasette)
     await _check_name(datasette, instance, name)
     _check_note(datasette, note)
+    _check_renew_by(renew_by)
     ring = instance.settings.require_ring()
     if value is not None and ring.any_appears_in(value.reveal()):
         raise InvalidSecret(
             f"The value of {name} contains a master key, which must not be stored"
         )
+    if expected_version is not None:
+        newest = await store.newest(instance.reader, name)
+        store.check_expected(name, newest, expected_version)
 
 
 async def set_secrets(
@@ -370,7 +377,7 @@ async def roll_back(
 ) -> int:
     """Seal the value of an earlier version again as a new one. Returns its number.
 
-    The new version has the note of the earlier one. Raises InvalidSecret when there is no
+    The new version has the note and the date of the earlier one. Raises InvalidSecret when there is no
     such version or it was destroyed, and what `get_secret` and `set_secret` raise.
     """
     instance = get_instance(datasette)
@@ -385,6 +392,7 @@ async def roll_back(
             name,
             lambda number: envelope.reseal(ring, name, version, row, number),
             note=str(row.note or ""),
+            renew_by=row.renew_by,
             expected_version=expected_version,
         )
         detail = {"rolled_back_from": version}

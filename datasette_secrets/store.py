@@ -43,7 +43,7 @@ _NO_ENVELOPE = "wrapped_key is null and envelope_version is null"
 _CELLS = ("envelope_version", "encryption_key_name", "wrapped_key", "encrypted")
 
 _WRAP = "id, name, version, envelope_version, encryption_key_name, wrapped_key"
-_ROW = f"{_WRAP}, {_ENCRYPTED}, deleted_at, last_used_at, note"
+_ROW = f"{_WRAP}, {_ENCRYPTED}, deleted_at, last_used_at, note, renew_by"
 _VERSION = (
     "id, name, version, note, encryption_key_name, created_at, created_by, updated_at, "
     "updated_by, deleted_at, deleted_by, last_used_at, last_used_by, renew_by, "
@@ -78,6 +78,7 @@ class Row(NamedTuple):
     deleted_at: str | None = None
     last_used_at: str | None = None
     note: str | None = None
+    renew_by: str | None = None
 
     @property
     def is_destroyed(self) -> bool:
@@ -178,7 +179,7 @@ def insert_version(
     `note` None keeps the note of the version before. Raises VersionConflict.
     """
     newest = find_newest(changing.conn, name)
-    _check_expected(name, newest, expected_version)
+    check_expected(name, newest, expected_version)
     version = next_version(name, newest)
     sealed = seal(version)
     if note is None and newest:
@@ -295,11 +296,12 @@ def require_newest(
     newest = find_newest(conn, name)
     if newest is None:
         raise InvalidSecret(f"Nothing is stored for {name}")
-    _check_expected(name, newest, expected_version)
+    check_expected(name, newest, expected_version)
     return newest
 
 
-def _check_expected(name: str, newest: Version | None, expected: object) -> None:
+def check_expected(name: str, newest: Version | None, expected: object) -> None:
+    """Raises VersionConflict unless `expected` is None or the number of the newest version."""
     actual = newest.version if newest else 0
     if expected is None or actual == expected:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import sqlite3
 from collections.abc import Callable
@@ -92,22 +93,42 @@ async def test_the_core(datasette: Datasette, internal: str, kind: str) -> None:
     ]
 
 
-async def test_no_plugin_is_given_a_master_key(
-    datasette: Datasette, internal: str, admin: dict[str, str], master_key: str
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"value": "KEY"}, "The value of A contains a master key"),
+        ({"note": "KEY"}, "The note contains a master key"),
+        ({"note": "n" * 101}, "at most 100 characters"),
+        ({"renew_by": "2031-02-30"}, "2031-02-30"),
+        ({"expected_version": "x"}, "whole number"),
+        ({"expected_version": "0"}, "saved version 1 of A"),
+    ],
+    ids=["key", "key in the note", "note", "date", "version", "conflict"],
+)
+async def test_no_plugin_is_given_a_value_that_would_be_refused(
+    datasette: Datasette,
+    internal: str,
+    admin: dict[str, str],
+    master_key: str,
+    fields: dict[str, str],
+    said: str,
 ) -> None:
     given = []
 
-    async def check(value: str) -> CheckResult:
-        given.append(value == master_key)
-        return CheckResult("rejected", "no such account")
+    async def check(value: str) -> bool:
+        given.append(len(value))
+        return True
 
+    await set_secret(datasette, "A", STORED)
+    sent = {"value": TYPED, "check": "1", **fields}
+    sent = {name: each.replace("KEY", master_key) for name, each in sent.items()}
     with registering(plugin=[Secret("A", check=check)]):
         for path in ("/-/secrets/A", "/-/secrets/A/-/set"):
-            fields = {"secret": master_key, "check": "1"}
-            answer = await datasette.client.post(path, data=fields, cookies=admin)
-            assert answer.status_code == 400
-            assert "contains a master key" in answer.text
+            answer = await datasette.client.post(path, data=sent, cookies=admin)
+            assert answer.status_code == (409 if "saved" in said else 400)
+            assert said in html.unescape(answer.text)
     assert (given, logged(internal)) == ([], [])
+    assert await get_secret(datasette, "A") == STORED
 
 
 @EACH

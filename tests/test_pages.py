@@ -447,6 +447,38 @@ async def test_a_form_that_was_refused_still_knows_which_version_was_edited(
     assert await get_secret(datasette, "KEY") == "second"
 
 
+async def test_a_form_that_was_refused_still_knows_which_note_and_date_were_edited(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", "first", note="n", renew_by="2031-01-01")
+    page = await visitor.get("/KEY")
+    shown = ("expected_version", "expected_note", "expected_renew_by")
+    form = {name: field(page, name) for name in (*shown, "note", "renew_by")}
+    changed: dict[str, str | None] = {"note": "of bob", "renew_by": "2032-02-02"}
+    await set_details(datasette, "KEY", changed, actor_id="bob")
+    form["note"] = "of ada"
+    refused = await visitor.post("/KEY", **{**form, "secret": VALUE * 10_000})
+    assert refused.status_code == 400
+    assert {name: field(refused, name) for name in form} == form
+    late = await visitor.post("/KEY", **form, secret="")
+    assert late.status_code == 409
+    assert "bob changed the note or the date of KEY" in late.text
+    assert [field(late, name) for name in form] == [
+        *("1", "of bob", "2032-02-02"),
+        *("of ada", "2032-02-02"),
+    ]
+
+
+async def test_a_note_of_several_lines_stays_as_it_is(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", "first", note="line 1\nline 2")
+    # A browser leaves out the line breaks of a text field, and keeps those of a hidden one.
+    sent = {"note": "line 1line 2", "expected_note": "line 1\r\nline 2"}
+    await visitor.post("/KEY", secret=VALUE, expected_version="1", **sent)
+    assert (await find_secret(datasette, "KEY")).newest.note == "line 1\nline 2"  # type: ignore[union-attr]
+
+
 async def test_a_form_that_was_too_large_comes_back_with_what_is_stored(
     visitor: Visitor, datasette: Datasette
 ) -> None:
@@ -776,13 +808,22 @@ async def test_a_use_of_an_earlier_version_still_is_the_last_use_of_the_secret(
     assert [each["last_used_by"] for each in shown["versions"]] == [None, "ada"]
 
 
-async def test_rolling_back_says_which_note_is_kept(
+async def test_rolling_back_says_which_note_and_date_are_kept(
     visitor: Visitor, datasette: Datasette
 ) -> None:
-    await set_secret(datasette, "KEY", "one", note="the <first>")
-    await set_secret(datasette, "KEY", "two", note="the second")
-    question = (await visitor.get("/KEY/-/rollback?version=1")).text
+    await set_secret(datasette, "KEY", "one", note="the <first>", renew_by="2031-01-01")
+    await delete_secret(datasette, "KEY")
+    await set_secret(datasette, "KEY", "two", note="the second", renew_by="2032-02-02")
+    [link] = re.findall(
+        r'href="/-/secrets([^"]*rollback[^"]*)"', (await visitor.get("/KEY")).text
+    )
+    question = (await visitor.get(link)).text
     assert "note of version 1: “the &lt;first&gt;”" in question
+    assert "has to be renewed by 2031-01-01" in question
+    await visitor.post("/KEY/-/rollback", version="1", expected_version="2")
+    newest = (await find_secret(datasette, "KEY")).newest  # type: ignore[union-attr]
+    assert (newest.note, newest.renew_by) == ("the <first>", "2031-01-01")  # type: ignore[union-attr]
+    assert await get_secret(datasette, "KEY") == "one"
 
 
 async def test_the_history_shows_a_note_wherever_it_changes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from types import ModuleType
 from typing import Any
 
@@ -50,6 +51,17 @@ async def test_every_plugin_that_registered_a_name_is_named(
     answer = await datasette.client.get("/-/secrets.json", cookies=admin)
     [example] = answer.json()["secrets"]
     assert (example["registered"], example["registered_by"]) == (True, [])
+
+
+async def test_the_name_from_an_enum_is_its_value(
+    datasette: Datasette, admin: dict[str, str]
+) -> None:
+    class Name(str, Enum):
+        MODEL = "OPENAI_API_KEY"
+
+    with registering(models=[Secret(Name.MODEL)]):
+        page = await datasette.client.get("/-/secrets", cookies=admin)
+        assert 'href="/-/secrets/OPENAI_API_KEY"' in page.text
 
 
 async def test_the_first_description_the_first_check_and_the_first_pattern_win(

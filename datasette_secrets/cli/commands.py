@@ -148,7 +148,11 @@ _set_options = [
     params=[arguments.name, *_set_options, arguments.actor],
 )
 async def set_(
-    datasette: Datasette, name: str, value_file: str | None, **details: Any
+    datasette: Datasette,
+    name: str,
+    value_file: str | None,
+    actor_id: str,
+    **details: Any,
 ) -> None:
     """Store a new version of a secret
 
@@ -159,9 +163,13 @@ async def set_(
     pass show openai | datasette secrets set OPENAI_API_KEY \\
         -c datasette.yaml --internal internal.db
     """
-    await service.check_settable(datasette, name, note=details["note"])
+    await service.check_settable(datasette, name, **details)
     version = await service.set_secret(
-        datasette, name, prompt.read_value(name, value_file), **details
+        datasette,
+        name,
+        prompt.read_value(name, value_file),
+        actor_id=actor_id,
+        **details,
     )
     output.say(f"Stored {name} version {version}")
 

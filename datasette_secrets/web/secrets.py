@@ -129,16 +129,16 @@ async def show_secret(visit: Visit) -> Response:
         secret=secret,
         rows=shown,
         newest_row=rows[0] if rows else None,
-        edited_version=_edited_version(visit, secret.newest),
         stored=len(rows),
         newer=max(0, start - PAGE_SIZE) if start else None,
         older=end if end < len(rows) else None,
         typed=_typed(visit, secret.newest),
+        expected=_expected(visit, secret.newest),
         log=log,
         can_check=bool(secret.registered and secret.registered.check),
         census=await rotation.census(visit.datasette),
         can_destroy=any(not row.of.is_destroyed for row in rows),
-        can_roll_back=any(row.state == "stored" for row in rows[1:]),
+        can_roll_back=any(row.can_be_copied for row in rows),
     )
 
 
@@ -147,8 +147,10 @@ def _typed(visit: Visit, newest: store.Version | None = None) -> dict[str, str]:
     typed = {}
     for field in ("name", "note", "renew_by"):
         stored = str(getattr(newest, field, None) or "")
-        was_sent = visit.error and visit.sent.is_form
-        is_typed = was_sent and not visit.sent.is_untouched(field)
+        is_same = _is_same_form(visit) and visit.sent.has(field)
+        is_typed = is_same or (
+            visit.sent.is_form and not visit.sent.is_untouched(field)
+        )
         typed[field] = visit.sent.typed(field) if is_typed else stored
     # A value that was pasted into the wrong field is rarely a valid name, or so short.
     if not (typed["name"].isascii() and typed["name"].isidentifier()):
@@ -160,12 +162,21 @@ def _typed(visit: Visit, newest: store.Version | None = None) -> dict[str, str]:
     return typed
 
 
-def _edited_version(visit: Visit, newest: store.Version | None) -> int:
-    """The version that somebody is editing: after a conflict, the one that is shown."""
-    sent = whole_number(str(visit.sent.first("expected_version")))
-    if visit.error and visit.status != 409 and sent is not None:
-        return sent
-    return newest.version if newest else 0
+def _expected(visit: Visit, newest: store.Version | None) -> dict[str, object]:
+    """The version, note and date that somebody is editing."""
+    expected: dict[str, object] = {"version": newest.version if newest else 0}
+    expected |= {name: getattr(newest, name, None) for name in ("note", "renew_by")}
+    if _is_same_form(visit):
+        sent = {name: visit.sent.first(f"expected_{name}") for name in expected}
+        if whole_number(str(sent["version"])) is None:
+            del sent["version"]
+        expected |= {name: each for name, each in sent.items() if each is not None}
+    return expected
+
+
+def _is_same_form(visit: Visit) -> bool:
+    """Whether a refused form comes back as it was: not after a conflict, which is shown."""
+    return visit.sent.is_form and visit.status != 409
 
 
 async def _store(visit: Visit) -> Done:
@@ -173,8 +184,9 @@ async def _store(visit: Visit) -> Done:
     name, sent = visit.name, visit.sent
     if not sent.has_value:
         return await _set_details(visit)
-    checked = await _check(visit) if sent.flag("check") else None
-    done = await _save(visit, name, sent.number("expected_version"))
+    expected_version = sent.number("expected_version")
+    checked = await _check(visit, expected_version) if sent.flag("check") else None
+    done = await _save(visit, name, expected_version)
     if checked is None:
         return done
     version = done.content["version"]
@@ -232,7 +244,7 @@ async def _set_details(visit: Visit) -> Done:
     return Done(message, visit.list_url, {"name": name, "version": version})
 
 
-async def _check(visit: Visit) -> CheckResult:
+async def _check(visit: Visit, expected_version: int | None) -> CheckResult:
     """The result of the plugin's check of the value. Raises Refused for a rejected one."""
     name = visit.name
     try:
@@ -240,7 +252,12 @@ async def _check(visit: Visit) -> CheckResult:
     except InvalidSecret as error:
         raise InvalidSecret(f"The value of {name} cannot be stored: {error}") from None
     result = await checks.check_new(
-        visit.datasette, name, value, actor_id=visit.actor_id
+        visit.datasette,
+        name,
+        value,
+        actor_id=visit.actor_id,
+        expected_version=expected_version,
+        **visit.sent.details(),
     )
     if result.outcome == "rejected":
         said = f": {result.message}" if result.message else ""
