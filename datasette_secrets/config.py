@@ -96,7 +96,7 @@ def _warnings(
         if option not in _KNOWN_OPTIONS:
             yield (
                 "unknown-option",
-                f"the option {_named(str(option))} is unknown and has no effect. "
+                f"the option {named(str(option))} is unknown and has no effect. "
                 "The options are encryption-key, database",
             )
     for source, key in keys.items():
@@ -117,8 +117,8 @@ def _warnings(
         if path is not None and is_readable_by_others(path):
             yield (
                 "key-file-mode",
-                f"every user of this machine can read the key file {_named(path)}: run "
-                f"chmod o= {shlex.quote(_named(path))}",
+                f"every user of this machine can read the key file {path}: run "
+                f"chmod o= {shlex.quote(path)}",
             )
 
 
@@ -133,7 +133,7 @@ def is_readable_by_others(path: str) -> bool:
 _LIKE_A_KEY = re.compile(r"[A-Za-z0-9+/_=-]{40,}")
 
 
-def _named(text: str) -> str:
+def named(text: str) -> str:
     """`text` for a message, but not if it may be a key."""
     kinds = (str.isupper, str.islower, str.isdigit)
     squeezed = "".join(text.split())
@@ -147,6 +147,11 @@ def _named(text: str) -> str:
     ):
         return "(not shown, since it may be a key)"
     return text
+
+
+def _named_file(path: str) -> str:
+    """The same for the path of a file. The path of one that exists is no key."""
+    return path if os.path.exists(path) else named(path)
 
 
 def _database_name(options: dict[str, Any]) -> str | None:
@@ -193,7 +198,7 @@ def find_database(datasette: Datasette, settings: Settings) -> Database:
         )
     if settings.database is not None and settings.database not in datasette.databases:
         raise NotConfigured(
-            f"{PLUGIN}: the database '{_named(settings.database)}' is not attached. "
+            f"{PLUGIN}: the database '{named(settings.database)}' is not attached. "
             "Start Datasette with its file, or correct 'database'"
         )
     db: Database = (
@@ -279,14 +284,14 @@ def _follow(option: str, entry: Any) -> tuple[str, str]:
         case None | str():
             return option, entry or ""
         case {"$env": str(name)} if len(entry) == 1:
-            return f"{option} ($env {_named(name)})", os.environ.get(name, "")
+            return f"{option} ($env {named(name)})", os.environ.get(name, "")
         case {"$file": str(path)} if len(entry) == 1:
-            return f"{option} ($file {_named(path)})", _read_file(option, path)
+            return f"{option} ($file {_named_file(path)})", _read_file(option, path)
     raise _unreadable(option, "it must be text, {$env: NAME} or {$file: PATH}")
 
 
 def _read_file(option: str, path: str) -> str:
-    shown = _named(path)
+    shown = _named_file(path)
     try:
         return keyfiles.read_file(path).decode("utf-8")
     except OSError as error:
@@ -304,7 +309,7 @@ def _unreadable(option: str, problem: str) -> InvalidMasterKey:
 
 def _why_missing(key_option: Any) -> str:
     cause = "'encryption-key' is empty"
-    variables = [_named(name) for name in _named_by("$env", key_option) if name]
+    variables = [named(name) for name in _named_by("$env", key_option) if name]
     if key_option is None:
         cause = (
             f"neither 'encryption-key' nor the environment variable {ENV_KEY} is set"

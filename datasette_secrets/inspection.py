@@ -366,9 +366,9 @@ async def require_sound(db: Database) -> None:
 
 def _refuse(findings: list[Finding]) -> None:
     if findings:
-        more = len(findings) - 1
+        first, more = findings[0], len(findings) - 1
         others = f" ('datasette secrets status' names {more} more)" if more else ""
-        raise DatabaseUnavailable(f"{findings[0].sentence}{others}")
+        raise DatabaseUnavailable(f"{first.message}{others}; {first.remedy}")
 
 
 async def prepare(db: Database, *, mends: bool = False) -> None:

@@ -279,3 +279,26 @@ def test_a_terminal_shows_a_note_and_a_damaged_time_as_they_are(
     [line] = [line for line in shown_on_a_terminal(filled, "list") if "OPENAI" in line]
     assert note[:10] in line
     assert at[:10] in line
+
+
+def test_a_command_that_is_named_gets_the_metadata_as_well(filled: Console) -> None:
+    metadata = filled.folder / "metadata.yaml"
+    filled.config.rename(metadata)
+    filled.options[:2] = ["-m", str(metadata)]
+    said = filled.ok("rotate-key")
+    assert f"'datasette secrets new-key {shlex.join(filled.options)}'" in said
+
+
+def test_the_command_that_helps_can_be_pasted_if_there_is_more_than_one_problem(
+    filled: Console,
+) -> None:
+    filled.sql(
+        "update datasette_secrets set version = 'x' where id = 1",
+        "update datasette_secrets set version = 'y' where id = 2",
+    )
+    said = filled.refused("note", "OPENAI_API_KEY", "n")
+    assert (
+        f"'datasette secrets status {shlex.join(filled.options)}' names 1 more" in said
+    )
+    _, _, command = said.partition("remove it: ")
+    assert command == f"datasette secrets destroy-row 1 {shlex.join(filled.options)}"

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.console import DATASETTE, Console, key_id, plugin, sentence
+from support.console import (
+    DATASETTE,
+    Console,
+    environment,
+    key_id,
+    plugin,
+    sentence,
+)
 
 from datasette_secrets import database, envelope, schema
 from datasette_secrets.cli import output, prompt, serve
@@ -357,6 +364,50 @@ def test_what_cannot_be_printed_costs_one_sentence(filled: Console, name: str) -
         done = filled.process(*arguments, stdout=full, input=given)
     assert done.returncode == 1
     assert "No space left on device" in sentence(done.stderr)
+
+
+def test_a_change_is_not_denied_because_its_answer_cannot_be_printed(
+    filled: Console,
+) -> None:
+    with open("/dev/full", "w") as full:
+        done = filled.process("set", "OPENAI", stdout=full, input="new")
+    assert "the change may have been made" in sentence(done.stderr)
+    assert "look at 'datasette secrets log -c" in done.stderr
+    assert filled.value("OPENAI") == "new"
+
+
+def test_a_key_id_that_cannot_be_printed_costs_one_sentence(filled: Console) -> None:
+    file = filled.folder / "master.key"
+    file.write_text(filled.key)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*DATASETTE, "secrets", "key-id", str(file)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert sentence(done.stderr).startswith("No key ID: it could not be printed")
+
+
+def test_a_terminal_that_lacks_a_character_shows_it_escaped(filled: Console) -> None:
+    filled.ok("note", "OPENAI", "日本")
+    done = filled.process("list", env=environment(PYTHONIOENCODING="latin-1"))
+    assert done.returncode == 0
+    assert r"\u65e5\u672c" in done.stdout
+
+
+def test_an_actor_that_is_not_utf_8_is_recorded_as_far_as_it_is(
+    filled: Console,
+) -> None:
+    done = filled.process("get", "OPENAI", "--actor", os.fsdecode(b"a\xff"))
+    assert (done.returncode, done.stderr) == (0, "")
+    [(actor,)] = filled.sql(
+        "select actor_id from datasette_secrets_log order by id desc limit 1"
+    )
+    assert actor == "a?"
 
 
 def test_a_key_that_cannot_be_printed_costs_one_sentence() -> None:

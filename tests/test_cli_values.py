@@ -14,7 +14,7 @@ import pytest
 from support.console import DATASETTE, Console, plugin, sentence
 from support.terminal import Terminal
 
-from datasette_secrets import CheckResult, Secret, service
+from datasette_secrets import CheckResult, Secret, envelope, service
 from datasette_secrets.cli import output
 
 CREATE = "--create"
@@ -135,6 +135,23 @@ def test_an_older_and_a_deleted_version_can_be_printed(filled: Console) -> None:
     filled.ok("delete", "OPENAI", "--yes")
     assert "it was deleted" in filled.refused("get", "OPENAI")
     assert filled.ok("get", "OPENAI", "--version", "2") == "OPENAI value 2\n"
+
+
+@pytest.mark.parametrize("is_configured", [True, False])
+def test_a_key_file_is_not_imported_and_not_shown(
+    console: Console, is_configured: bool
+) -> None:
+    key = ""
+    while not (key[:-1].isidentifier() and any(map(str.isdigit, key))):
+        key = envelope.generate_master_key()
+    console.configure(*[key] * is_configured, console.key)
+    file = console.folder / "master.key"
+    file.write_text(f"{key}\n")
+    done = console.run("import", str(file), CREATE)
+    assert (key[:-1] in done.output) is False
+    said = "contains a master key" if is_configured else "not shown"
+    assert said in done.stderr
+    assert done.exit_code == is_configured
 
 
 def test_get_of_what_is_not_there_is_an_error(filled: Console) -> None:

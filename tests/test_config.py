@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import pickle
+import re
 import sqlite3
 import threading
 from contextlib import closing
@@ -464,6 +465,21 @@ def test_a_key_file_that_others_can_read_is_warned_of(
     path.write_text(KEYS[0])
     path.chmod(mode)
     assert codes(load({"encryption-key": {"$file": str(path)}})) == expected
+
+
+def test_the_path_of_a_file_is_shown_although_it_could_be_a_key(tmp_path: Path) -> None:
+    folder = tmp_path / "Users/Ada1/Projects/datasette/private/keys/of/this/server"
+    folder.mkdir(parents=True)
+    path = folder / "master"
+    path.touch(mode=0o644)
+    entry = {"$file": str(path)}
+    with pytest.raises(InvalidMasterKey, match=re.escape(f"{path}) is empty")):
+        load({"encryption-key": [entry, KEYS[0]]})
+    [_, said] = load({"encryption-key": [KEYS[0], entry]}).warnings[0]
+    assert said.endswith(f"run chmod o= {path}")
+    path.unlink()
+    with pytest.raises(InvalidMasterKey, match="not shown"):
+        load({"encryption-key": [entry, KEYS[0]]})
 
 
 def test_a_key_in_the_command_line_is_warned_of(

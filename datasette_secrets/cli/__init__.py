@@ -5,6 +5,8 @@ Every `datasette` command loads this module, so it imports little more than Clic
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Any
 
 import click
@@ -31,6 +33,9 @@ class _Group(Command, click.Group):
             raise discreet(error, "No such command", ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
+        # A terminal may lack characters of a note. `get` and `key-id` write bytes.
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except click.UsageError:

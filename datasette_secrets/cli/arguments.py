@@ -125,6 +125,11 @@ def _login_name() -> str:
         return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
 
 
+def _as_text(actor_id: str) -> str:
+    """With "?" for bytes that are not UTF-8, which SQLite cannot store."""
+    return actor_id.encode("utf-8", "replace").decode("utf-8")
+
+
 def option(spelling: str, help: str, type: Any = None, **more: Any) -> click.Option:
     """An option like `--limit N`: its names, and what stands for its value."""
     *names, metavar = spelling.split()
@@ -138,7 +143,7 @@ def flag(names: str, help: str) -> click.Option:
 actor = option(
     "--actor actor_id ID",
     "Record this actor ID instead of cli:<login name>",
-    callback=lambda ctx, param, value: value or f"cli:{_login_name()}",
+    callback=lambda ctx, param, value: _as_text(value or f"cli:{_login_name()}"),
 )
 json = flag("--json as_json", "Print JSON")
 dry_run = flag("--dry-run", "Show what would be done, and change nothing")

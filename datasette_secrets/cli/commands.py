@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import changes, checks, health, listing, serialize, service, store
+from .. import changes, checks, config, health, listing, serialize, service, store
 from ..errors import DatabaseUnavailable, SecretsError, printable
 from ..instance import get_instance
 from . import arguments, output, prompt
@@ -238,7 +238,7 @@ async def import_(
         if entry.is_repeated:
             output.warn(f"{name} is given more than once: the last value is used")
         if entry.value is None:
-            output.warn(f"{name} is empty: skipped")
+            output.warn(f"{config.named(name)} is empty: skipped")
     stored = await service.set_secrets(
         datasette,
         {name: each.value for name, each in found.items() if each.value is not None},

@@ -89,7 +89,7 @@ def key_id(file: str) -> None:
     found = keyfiles.key_ids(prompt.read_text(file, keyfiles.READ_MAX))
     if not found:
         raise click.ClickException("There is no key in this file")
-    click.echo("\n".join(found))
+    output.print_value("No key ID", "\n".join(found))
 
 
 _new_data_keys = flag("--new-data-keys", "Also seal every value with a new data key")

@@ -182,7 +182,7 @@ def _parse(binding: Binding, is_master_key: Callable[[str], bool]) -> Plaintext 
         raise InvalidSecret("does not parse")
     if binding.value is None:
         raise InvalidSecret("has no '='")
-    if is_master_key(binding.value):
+    if is_master_key(f"{binding.key} {binding.value}"):  # `KEY=` is a name as well
         raise InvalidSecret("contains a master key, which must not be stored")
     if _is_start_of_pem(binding.value):
         raise InvalidSecret(

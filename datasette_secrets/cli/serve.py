@@ -50,7 +50,7 @@ IGNORED = frozenset(
 SHOWN = frozenset({"files", "internal", "config", "settings", "plugins_dir"})
 
 #: Options of `datasette serve` that are repeated in the commands that a message names.
-LEADING = frozenset({"immutable", "config", "internal", "plugins_dir"})
+LEADING = frozenset({"immutable", "config", "metadata", "internal", "plugins_dir"})
 
 
 class DatabaseCommand(Command):
@@ -97,8 +97,9 @@ class DatabaseCommand(Command):
                 raise  # Click ends without a word, as is the custom in a pipe.
             give_up_stdout()
             reason = error.strerror or "unknown reason"
+            look = f", but {self._may_have_changed()}" if self._look else ""
             raise click.ClickException(
-                f"Something could not be read or printed: {reason}"
+                f"Something could not be read or printed: {reason}{look}"
             ) from None
         finally:
             os.umask(umask)
@@ -112,9 +113,12 @@ class DatabaseCommand(Command):
                 "Interrupted: no version is half done, but what was replaced or "
                 "destroyed may remain in the file. Run the command again to finish"
             )
+        return f"Interrupted: nothing is half done, but {self._may_have_changed()}"
+
+    def _may_have_changed(self) -> str:
         return (
-            "Interrupted: nothing is half done, but the change may have been made. Before "
-            f"you run the command again, look at 'datasette secrets {self._look}'"
+            "the change may have been made. Before you run the command again, look at "
+            f"'datasette secrets {self._look}'"
         )
 
     async def _run(self, datasette: Datasette, own_options: dict[str, Any]) -> None:
@@ -235,7 +239,7 @@ async def stored_versions(
     if not {*needed} <= {each.version for each in versions}:
         raise click.ClickException(
             f"{printable(name)} has no such version. To see which it has: datasette "
-            f"secrets history {printable(name)}"
+            f"secrets history {shlex.quote(printable(name))}"
         )
     return versions
 
