@@ -86,9 +86,8 @@ async def check_new(
     """Run the check on a value that is to be stored, unless it is rejected.
 
     Only a rejection is logged here. Log the other outcomes once the value is stored.
-    `details`: what is to be stored with it, for `check_settable`, so that the plugin gets no
-    value that would be refused. Raises InvalidSecret where there is no check, and what that
-    raises.
+    `details`: what is to be stored with it, which `check_settable` looks at before the plugin
+    gets the value. Raises InvalidSecret where there is no check, and what that raises.
     """
     secret = await find_check(datasette, name)
     await service.check_settable(datasette, name, value, **details)

@@ -54,6 +54,7 @@ class HistoryRow(NamedTuple):
 
     `rolled_back_from`: the version that its value was copied from. `destroyed`: the row of
     the log. `copies`: the other versions that are known to have the same value.
+    `can_be_copied`: whether the secret can be rolled back to this version.
     """
 
     of: store.Version
@@ -62,11 +63,7 @@ class HistoryRow(NamedTuple):
     rolled_back_from: int | None
     destroyed: changes.Entry | None
     copies: list[int]
-
-    @property
-    def can_be_copied(self) -> bool:
-        """Whether the secret can be rolled back to it."""
-        return not self.is_newest and self.state in ("stored", "deleted")
+    can_be_copied: bool
 
 
 @dataclass(frozen=True)
@@ -125,9 +122,9 @@ async def secret_state(datasette: Datasette, name: str) -> SecretState:
 class Sections(NamedTuple):
     """One page of all secrets, in sections.
 
-    `urgent`: those that cannot be read, or have to be renewed. `waiting`: registered and
-    without a value, in the order of registration. `removed`: deleted and destroyed ones.
-    `others`: a page of the rest. Only the first page has the other three. `before`,
+    `urgent`: those that cannot be read, or have to be renewed, up to the size of a page.
+    `waiting`: registered and without a value, in the order of registration. `removed`:
+    deleted and destroyed ones. `others`: a page of the rest. Only the first page has the other three. `before`,
     `after`: the names after which the previous and the next page begin; None without
     one, "" for the first page.
     """
@@ -304,6 +301,8 @@ async def history(datasette: Datasette, name: str) -> list[HistoryRow]:
             if version.is_destroyed
             else None,
             copies=[each for each in past.copies(version.version) if each in readable],
+            can_be_copied=version is not versions[0]
+            and _version_state(instance, version._replace(deleted_at=None)) == "stored",
         )
         for version in versions
     ]

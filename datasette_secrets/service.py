@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import changes, config, database, envelope, fernet, inspection, registry, store
 from .changes import Changing
-from .errors import InvalidSecret, NeedsUpgrade, SecretsError, VersionConflict
+from .errors import (
+    InvalidSecret,
+    NeedsUpgrade,
+    SecretsError,
+    VersionConflict,
+    without_frames,
+)
 from .events import Change
 from .instance import Instance, get_instance
 from .schema import TABLE
@@ -145,7 +151,11 @@ async def set_secret(
         raise InvalidSecret(f"The value of {name} cannot be stored: {error}") from None
     finally:
         del value
-    _check_note(datasette, note)
+    try:
+        _check_note(datasette, note)
+    except InvalidSecret:
+        del note  # it may contain a master key
+        raise
     _check_renew_by(renew_by)
     if keep is not None and (type(keep) is not int or keep < 2):
         raise InvalidSecret("keep must be a number of versions, 2 or more")
@@ -377,8 +387,9 @@ async def roll_back(
 ) -> int:
     """Seal the value of an earlier version again as a new one. Returns its number.
 
-    The new version has the note and the date of the earlier one. Raises InvalidSecret when there is no
-    such version or it was destroyed, and what `get_secret` and `set_secret` raise.
+    The new version has the note and the date of the earlier one. Raises InvalidSecret when
+    there is no such version or it was destroyed, and what `get_secret` and `set_secret`
+    raise.
     """
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
@@ -474,9 +485,11 @@ async def destroy_row(
     instance = get_instance(datasette)
 
     def destroy_secret_row(changing: Changing) -> None:
-        name, version = store.destroy_row(changing, row_id)
-        detail = {"versions": [version], "id": row_id}
-        changing.made.append(Change("destroy-secret", name, version, detail))
+        destroyed = store.destroy_row(changing, row_id)
+        if destroyed is not None:
+            name, version = destroyed
+            detail = {"versions": [version], "id": row_id}
+            changing.made.append(Change("destroy-secret", name, version, detail))
 
     _, made = await changes.commit(
         datasette, instance.db, actor_id, destroy_secret_row, mends=True
@@ -553,6 +566,7 @@ async def _check_name(datasette: Datasette, instance: Instance, name: object) ->
     )
 
 
+@without_frames
 def _check_note(datasette: Datasette, note: object) -> None:
     if note is not None and not isinstance(note, str):
         raise InvalidSecret("A note must be text")

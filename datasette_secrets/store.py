@@ -234,12 +234,12 @@ def prune(changing: Changing, name: str, keep: int) -> list[int]:
     return [version for _, version in rows]
 
 
-def destroy_row(changing: Changing, row_id: int) -> tuple[str, object]:
-    """Remove the value of one row for good. Returns its name and version.
+def destroy_row(changing: Changing, row_id: int) -> tuple[str, object] | None:
+    """Remove the value of one row for good.
 
     A row without a usable name or version, or with those of another row, is deleted, since
-    it could hide the newest version. Raises InvalidSecret when there is no such row, or it was
-    destroyed before.
+    it could hide the newest version. Returns the name and version, or None if the row was
+    destroyed before. Raises InvalidSecret when there is no such row.
     """
     rows = changing.conn.execute(
         f"""select name, version, typeof(name) = 'text' and typeof(version) = 'integer'
@@ -253,7 +253,7 @@ def destroy_row(changing: Changing, row_id: int) -> tuple[str, object]:
         raise InvalidSecret(f"There is no row {row_id}")
     name, version, is_usable, holds_value = rows[0]
     if is_usable and not holds_value:
-        raise InvalidSecret(f"Row {row_id} was destroyed before")
+        return None
     if is_usable:
         changing.update(TABLE, row_id, _DESTROYED)
     else:

@@ -105,7 +105,7 @@ async def test_the_core(datasette: Datasette, internal: str, kind: str) -> None:
     ],
     ids=["key", "key in the note", "note", "date", "version", "conflict"],
 )
-async def test_no_plugin_is_given_a_value_that_would_be_refused(
+async def test_a_plugin_is_given_nothing_if_what_was_sent_is_refused(
     datasette: Datasette,
     internal: str,
     admin: dict[str, str],

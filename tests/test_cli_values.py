@@ -142,11 +142,11 @@ def test_a_key_file_is_not_imported_and_not_shown(
     console: Console, is_configured: bool
 ) -> None:
     key = ""
-    while not (key[:-1].isidentifier() and any(map(str.isdigit, key))):
+    while not key[:-1].isidentifier():
         key = envelope.generate_master_key()
     console.configure(*[key] * is_configured, console.key)
     file = console.folder / "master.key"
-    file.write_text(f"{key}\n")
+    file.write_text(f"{key}\n{key}\n")
     done = console.run("import", str(file), CREATE)
     assert (key[:-1] in done.output) is False
     said = "contains a master key" if is_configured else "not shown"
@@ -593,7 +593,8 @@ def test_the_question_says_which_version_is_in_a_row(filled: Console) -> None:
     said = filled.ok("destroy-row", "1", "--yes")
     assert said == f"Destroyed row 1 ({name} version {version})\n"
     before = filled.sql("select * from datasette_secrets_log")
-    assert "Row 1 was destroyed before" in filled.refused("destroy-row", "1", "--yes")
+    # Again, it only cleans up, as it must after an interruption.
+    assert filled.ok("destroy-row", "1", "--yes") == "Destroyed row 1\n"
     assert filled.sql("select * from datasette_secrets_log") == before
 
 

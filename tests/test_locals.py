@@ -278,6 +278,13 @@ async def test_setting_a_value_that_is_refused(
     assert leaks(error, secret, *scene.hidden) == []
 
 
+async def test_a_note_that_contains_a_master_key(scene: Scene) -> None:
+    secret, note = new_secret(), f"the key is {scene.key}"
+    error = await error_of(lambda: set_secret(scene.datasette, "A", secret, note=note))
+    assert type(error) is errors.InvalidSecret
+    assert leaks(error, secret, *scene.hidden) == []
+
+
 async def test_setting_a_value_in_a_database_that_fails(scene: Scene) -> None:
     secret, hidden = new_secret(), scene.hidden
     scene.alter("alter table datasette_secrets rename column note to notes")

@@ -469,6 +469,34 @@ async def test_a_form_that_was_refused_still_knows_which_note_and_date_were_edit
     ]
 
 
+async def test_a_note_that_contains_a_refused_value_stays_as_it_is(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    note = "for the test server"
+    await set_secret(datasette, "KEY", "first", note=note)
+    form = {"note": note, "expected_note": note, "expected_version": "1"}
+    sent = {**form, "secret": "test", "renew_by": "nonsense"}
+    refused = await visitor.post("/KEY", **sent)
+    assert refused.status_code == 400
+    assert field(refused, "note") == field(refused, "expected_note") == note
+
+
+async def test_only_what_can_be_decrypted_is_offered_to_roll_back_to(
+    make_datasette: MakeDatasette, master_key: str
+) -> None:
+    lost = make_datasette(generate_master_key())
+    await lost.invoke_startup()
+    await set_secret(lost, "KEY", VALUE)
+    await delete_secret(lost, "KEY")
+    visitor = Visitor(make_datasette(master_key))
+    await visitor.datasette.invoke_startup()
+    await set_secret(visitor.datasette, "KEY", VALUE)
+    await destroy_versions(visitor.datasette, "KEY", [2])
+    page = await visitor.get("/KEY")
+    assert 'data-version="1" data-state="deleted"' in page.text
+    assert "roll back" not in page.text.lower()
+
+
 async def test_a_note_of_several_lines_stays_as_it_is(
     visitor: Visitor, datasette: Datasette
 ) -> None:

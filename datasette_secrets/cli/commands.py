@@ -235,10 +235,11 @@ async def import_(
             raise click.ClickException(
                 f"Line {entry.line}: {printable(error)}: nothing was stored"
             ) from None
+        shown = config.named(f"{name}=").removesuffix("=")  # as in a file with a key
         if entry.is_repeated:
-            output.warn(f"{name} is given more than once: the last value is used")
+            output.warn(f"{shown} is given more than once: the last value is used")
         if entry.value is None:
-            output.warn(f"{config.named(name)} is empty: skipped")
+            output.warn(f"{shown} is empty: skipped")
     stored = await service.set_secrets(
         datasette,
         {name: each.value for name, each in found.items() if each.value is not None},

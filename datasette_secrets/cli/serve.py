@@ -97,7 +97,8 @@ class DatabaseCommand(Command):
                 raise  # Click ends without a word, as is the custom in a pipe.
             give_up_stdout()
             reason = error.strerror or "unknown reason"
-            look = f", but {self._may_have_changed()}" if self._look else ""
+            can_change = self._look and not own_options.get("dry_run")
+            look = f", but {self._may_have_changed()}" if can_change else ""
             raise click.ClickException(
                 f"Something could not be read or printed: {reason}{look}"
             ) from None

@@ -117,9 +117,10 @@ class Body:
         return self.is_form and self.first(name) == (shown and shown.replace("\n", ""))
 
     def typed(self, name: str) -> str:
-        """A field to show in the form again; empty where it holds the value."""
+        """A field to show in the form again; empty where somebody typed the value into it."""
         text = str(self.first(name) or "")
-        return "" if self.has_value and self.take_value() in text else text
+        may_hold_it = self.has_value and not self.is_untouched(name)
+        return "" if may_hold_it and self.take_value() in text else text
 
     @property
     def has_value(self) -> bool:

@@ -147,10 +147,8 @@ def _typed(visit: Visit, newest: store.Version | None = None) -> dict[str, str]:
     typed = {}
     for field in ("name", "note", "renew_by"):
         stored = str(getattr(newest, field, None) or "")
-        is_same = _is_same_form(visit) and visit.sent.has(field)
-        is_typed = is_same or (
-            visit.sent.is_form and not visit.sent.is_untouched(field)
-        )
+        is_shown = _is_same_form(visit) or not visit.sent.is_untouched(field)
+        is_typed = visit.sent.is_form and visit.sent.has(field) and is_shown
         typed[field] = visit.sent.typed(field) if is_typed else stored
     # A value that was pasted into the wrong field is rarely a valid name, or so short.
     if not (typed["name"].isascii() and typed["name"].isidentifier()):
