@@ -584,6 +584,17 @@ def test_the_question_says_when_a_version_is_in_use(filled: Console) -> None:
     assert "plugins use" not in old.stderr
 
 
+def test_destroy_says_which_other_versions_have_the_value(filled: Console) -> None:
+    filled.ok("rollback", "OPENAI", "1", "--yes")
+    asked = filled.run("destroy", "OPENAI", "--version", "1", input="n\n").stderr
+    assert "Version 3 has the same value" in asked
+    both = ("--version", "1", "--version", "3")
+    asked = filled.run("destroy", "OPENAI", *both, input="n\n").stderr
+    assert "the same value" not in asked
+    done = filled.run("destroy", "OPENAI", "--version", "1", "--yes")
+    assert (done.exit_code, "Version 3 has the same" in done.stderr) == (0, True)
+
+
 def test_the_question_says_which_version_is_in_a_row(filled: Console) -> None:
     asked = filled.run("destroy-row", "1", input="n\n").stderr
     [(name, version)] = filled.sql(

@@ -692,6 +692,34 @@ async def test_what_cannot_be_restored_or_deleted_again_is_not_promised(
         assert "You can restore it" not in page
 
 
+async def test_the_questions_say_what_plugins_will_get(
+    visitor: Visitor, datasette: Datasette, monkeypatch: Any
+) -> None:
+    for value in ("one", "two"):
+        await set_secret(datasette, "KEY", value)
+
+    async def asks(action: str) -> str:
+        return str((await visitor.get(f"/KEY/-/{action}?version=1")).text)
+
+    assert "use it instead of version 2" in await asks("rollback")
+    await delete_secret(datasette, "KEY")
+    assert "KEY is deleted now. Plugins will use the new version" in await asks(
+        "rollback"
+    )
+    assert ">Current<" not in await asks("destroy")
+    await set_secret(datasette, "KEY", "three")
+    page = (await visitor.get("/KEY/-/rollback?version=2")).text
+    assert "Version 2 was deleted" in page and "instead of version 3" in page
+    monkeypatch.setenv("DATASETTE_SECRETS_KEY", VALUE)
+    for action in ("rollback", "destroy", "delete"):
+        page = await asks(action)
+        assert "Plugins will still read the environment variable" in page
+        assert "instead of version" not in page and "as unset" not in page
+    monkeypatch.delenv("DATASETTE_SECRETS_KEY")
+    await destroy_versions(datasette, "KEY", [3])
+    assert "KEY is destroyed now." in await asks("rollback")
+
+
 async def test_saving_neither_a_value_nor_another_note_changes_nothing(
     visitor: Visitor, datasette: Datasette, internal: str
 ) -> None:

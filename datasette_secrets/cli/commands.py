@@ -6,6 +6,7 @@ command line, which other users and the shell's history can see.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -334,15 +335,22 @@ async def destroy(
         versions = tuple(await service.older_versions(datasette, name))
     is_used = not newest.is_deleted and newest.version in versions
     used = f" (plugins use version {newest.version})" if is_used else ""
-    plural = "s" if len(versions) > 1 else ""
-    which = f"version{plural} {', '.join(map(str, versions))}"
-    question = f"Destroy {name} {which} for good{used}?"
+    rows = await listing.history(datasette, name)
+    copied = {each for row in rows if row.of.version in versions for each in row.copies}
+    if copies := sorted(copied - {*versions}):
+        has = "has" if len(copies) == 1 else "have"
+        output.warn(f"{_numbered(copies).capitalize()} {has} the same value")
+    question = f"Destroy {name} {_numbered(versions)} for good{used}?"
     options |= _confirm(question, newest, yes or not versions)
     destroyed, clean_up = await service.destroy_versions(
         datasette, name, versions, **options
     )
     output.say(f"Destroyed {health.count_versions(destroyed)} of {name}")
     return output.finish(clean_up)
+
+
+def _numbered(versions: Sequence[int]) -> str:
+    return f"version{'s'[: len(versions) > 1]} {', '.join(map(str, versions))}"
 
 
 def _confirm(question: str, newest: store.Version, yes: bool) -> dict[str, int]:

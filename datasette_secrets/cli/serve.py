@@ -68,7 +68,7 @@ class DatabaseCommand(Command):
         self,
         *args: Any,
         creates: bool = False,
-        missing: str = "check the paths, which are not repeated here",
+        missing: str = "check the paths",
         look: str = "",
         **kwargs: Any,
     ) -> None:
