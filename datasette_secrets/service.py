@@ -387,9 +387,8 @@ async def roll_back(
 ) -> int:
     """Seal the value of an earlier version again as a new one. Returns its number.
 
-    The new version has the note and the date of the earlier one. Raises InvalidSecret when
-    there is no such version or it was destroyed, and what `get_secret` and `set_secret`
-    raise.
+    The new version has the note of the earlier one. Raises InvalidSecret when there is no
+    such version or it was destroyed, and what `get_secret` and `set_secret` raise.
     """
     instance = get_instance(datasette)
     ring = instance.settings.require_ring()
@@ -403,7 +402,6 @@ async def roll_back(
             name,
             lambda number: envelope.reseal(ring, name, version, row, number),
             note=str(row.note or ""),
-            renew_by=row.renew_by,
             expected_version=expected_version,
         )
         detail = {"rolled_back_from": version}

@@ -43,7 +43,7 @@ _NO_ENVELOPE = "wrapped_key is null and envelope_version is null"
 _CELLS = ("envelope_version", "encryption_key_name", "wrapped_key", "encrypted")
 
 _WRAP = "id, name, version, envelope_version, encryption_key_name, wrapped_key"
-_ROW = f"{_WRAP}, {_ENCRYPTED}, deleted_at, last_used_at, note, renew_by"
+_ROW = f"{_WRAP}, {_ENCRYPTED}, deleted_at, last_used_at, note"
 _VERSION = (
     "id, name, version, note, encryption_key_name, created_at, created_by, updated_at, "
     "updated_by, deleted_at, deleted_by, last_used_at, last_used_by, renew_by, "
@@ -78,7 +78,6 @@ class Row(NamedTuple):
     deleted_at: str | None = None
     last_used_at: str | None = None
     note: str | None = None
-    renew_by: str | None = None
 
     @property
     def is_destroyed(self) -> bool:
