@@ -124,9 +124,9 @@ class Sections(NamedTuple):
 
     `urgent`: those that cannot be read, or have to be renewed, up to the size of a page.
     `waiting`: registered and without a value, in the order of registration. `removed`:
-    deleted and destroyed ones. `others`: a page of the rest. Only the first page has the other three. `before`,
-    `after`: the names after which the previous and the next page begin; None without
-    one, "" for the first page.
+    deleted and destroyed ones. `others`: a page of the rest. Only the first page has the
+    other three. `before`, `after`: the names after which the previous and the next page
+    begin; None without one, "" for the first page.
     """
 
     urgent: list[Listed]

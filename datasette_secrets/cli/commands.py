@@ -236,7 +236,8 @@ async def import_(
             raise click.ClickException(
                 f"Line {entry.line}: {printable(error)}: nothing was stored"
             ) from None
-        shown = config.named(f"{name}=").removesuffix("=")  # as in a file with a key
+        # A line of a key file is a name, "=" and no value.
+        shown = config.named(f"{name}=").removesuffix("=")
         if entry.is_repeated:
             output.warn(f"{shown} is given more than once: the last value is used")
         if entry.value is None:
@@ -350,7 +351,8 @@ async def destroy(
 
 
 def _numbered(versions: Sequence[int]) -> str:
-    return f"version{'s'[: len(versions) > 1]} {', '.join(map(str, versions))}"
+    plural = "s" if len(versions) > 1 else ""
+    return f"version{plural} {', '.join(map(str, versions))}"
 
 
 def _confirm(question: str, newest: store.Version, yes: bool) -> dict[str, int]:

@@ -106,7 +106,7 @@ def print_rows(
 
 def _cell(key: str, content: object, is_short: bool) -> object:
     if isinstance(content, dict):
-        return ", ".join(f"{key}: {value}" for key, value in content.items())
+        return ", ".join(f"{name}: {each}" for name, each in content.items())
     if is_short and key.endswith("at") and content:
         return _how_long_ago(str(content))
     return "" if content is None else content
