@@ -29,7 +29,7 @@ test-dependents: $(VENV)/.test  ## test beside the plugins that depend on this o
 test-replication: $(VENV)/.test  ## test beside a real Litestream (Linux, macOS)
 	$(PY) -m pytest -m replication $(ARGS)
 
-test-matrix: $(VENV)/.test  ## the suite on each Python and the oldest and newest of what it needs
+test-matrix: $(VENV)/.test  ## the suite on each Python, the oldest and newest Datasette and PyNaCl
 	$(PY) scripts/matrix.py $(ARGS)
 
 campaign: $(VENV)/.test  ## try for half an hour what the suite tries for seconds (Linux, cc)

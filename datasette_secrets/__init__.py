@@ -19,7 +19,7 @@ The package. A module imports only from those below it, and a folder is one leve
     config          settings                       registry    Secret and its hook
     keyfiles        reading key files, and new keys in those of a ring
     events          what other plugins are told of a change
-    envelope        keys and the envelope: all cryptography
+    envelope        keys and the envelope: all cryptography but that of 0.x
     fernet          what datasette-secrets 0.x stored
     errors          the error classes
 """

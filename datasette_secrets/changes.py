@@ -93,6 +93,12 @@ class Changing:
             schema.LOG, {**columns, "version": version, "detail": detail}
         )
 
+    def has_destroyed(self, row_id: int) -> bool:
+        """Whether the log says that the value of this row was destroyed."""
+        sql = f"""select 1 from {schema.LOG} where action = 'destroy-secret' and :id is
+            case when json_valid(detail) then json_extract(detail, '$.id') end limit 1"""  # noqa: S608
+        return bool(self.conn.execute(sql, {"id": row_id}).fetchall())
+
     def read_back(self) -> None:
         """Raise DatabaseUnavailable if a row is not as it was written."""
         for (table, row_id), columns in self._written.items():

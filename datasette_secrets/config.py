@@ -130,6 +130,7 @@ def is_readable_by_others(path: str) -> bool:
         return False
 
 
+NOT_SHOWN = "(not shown, since it may be a key)"
 _LIKE_A_KEY = re.compile(r"[A-Za-z0-9+/_=-]{40,}")
 
 
@@ -145,7 +146,7 @@ def named(text: str) -> str:
             and all(any(map(kind, squeezed)) for kind in kinds)
         )
     ):
-        return "(not shown, since it may be a key)"
+        return NOT_SHOWN
     return text
 
 

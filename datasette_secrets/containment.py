@@ -1,29 +1,27 @@
 """Shows Datasette's pages even if another plugin cannot read its secret.
 
 A plugin may call `get_secret` in a hook that only adds links, and not catch its
-SecretsError. The links of that plugin are then left out, and each reason is printed once on
-stderr. Other exceptions are not caught.
+SecretsError. Its links are then left out, and each reason is printed once on stderr. A hook
+that raises before it returns anything takes the links of all plugins with it. Other
+exceptions are not caught.
 """
 
 from __future__ import annotations
 
 import inspect
 import traceback
-import weakref
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from datasette.hookspecs import hookimpl
 
-from .errors import SecretsError, say
+from .errors import SecretsError, say_once
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
 # Frames of these modules only pass an error on.
 _PASSING = ("datasette_secrets", "pluggy", "datasette.utils")
-
-_said: weakref.WeakKeyDictionary[Datasette, set[str]] = weakref.WeakKeyDictionary()
 
 
 def contain(hook: str) -> Callable[..., Any]:
@@ -72,9 +70,5 @@ def _left_out(datasette: Datasette, error: SecretsError) -> list[Any]:
         ),
         "a plugin",
     )
-    said = _said.setdefault(datasette, set())
-    sentence = f"the links of {plugin} are left out: {error}"
-    if sentence not in said:
-        said.add(sentence)
-        say(sentence)
+    say_once(datasette, f"the links of {plugin} are left out: {error}")
     return []

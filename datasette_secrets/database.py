@@ -351,7 +351,9 @@ def _explained(error: Exception, verb: str) -> Exception:
             f"The database of the secrets cannot be {verb}: {_cause(error)}"
         )
     if isinstance(error, UnicodeEncodeError):
-        return InvalidSecret("The name of a secret must be valid UTF-8")
+        return InvalidSecret(
+            "The name of a secret and the ID of an actor must be valid UTF-8"
+        )
     return error
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable
-from typing import ClassVar, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ClassVar, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -204,3 +208,14 @@ def say(sentence: str) -> None:
     """Print one line on stderr, even if a name in it contains line breaks."""
     prefix = "" if sentence.startswith("datasette-secrets") else "datasette-secrets: "
     print(f"{prefix}{printable(sentence)}", file=sys.stderr)
+
+
+_said: weakref.WeakKeyDictionary[Datasette, set[str]] = weakref.WeakKeyDictionary()
+
+
+def say_once(datasette: Datasette, sentence: str) -> None:
+    """The same, unless it was said of this Datasette before."""
+    said = _said.setdefault(datasette, set())
+    if sentence not in said:
+        said.add(sentence)
+        say(sentence)

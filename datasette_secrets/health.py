@@ -13,7 +13,14 @@ from datasette.utils import StartupError
 from . import config, envelope, fernet, inspection, listing, rotation, schema, store
 from . import upgrade as upgrading
 from .database import is_temporary, read
-from .errors import DatabaseUnavailable, MissingExtra, NeedsUpgrade, SecretsError, say
+from .errors import (
+    DatabaseUnavailable,
+    MissingExtra,
+    NeedsUpgrade,
+    SecretsError,
+    say,
+    say_once,
+)
 from .instance import Instance, get_instance
 
 if TYPE_CHECKING:
@@ -63,13 +70,13 @@ async def start(datasette: Datasette) -> None:
             dates = [remark.message for remark in await due(datasette)]
         except DatabaseUnavailable as error:
             say(str(error))
-            return
+            found, dates = Health([], await _warnings(datasette, instance)), []
         if dates:
             more = f", and {len(dates) - _NAMED_MAX:,} more" * (len(dates) > _NAMED_MAX)
             say("; ".join(dates[:_NAMED_MAX]) + more)
         remarks = found.problems + found.warnings
     for remark in remarks:
-        say(remark.message)
+        say_once(datasette, remark.message)
     # A large table takes a while. Datasette before 1.0a41 has no background tasks.
     if hasattr(datasette, "add_background_task"):
         datasette.add_background_task(_inspect, name=f"{config.PLUGIN} check")
@@ -82,7 +89,7 @@ async def _inspect(datasette: Datasette) -> None:
     with suppress(DatabaseUnavailable):
         for finding in await inspection.inspect(get_instance(datasette).db):
             if finding.code != inspection.MADE_BY_OTHERS:
-                say(finding.sentence)
+                say_once(datasette, finding.sentence)
 
 
 async def _prepare(datasette: Datasette, instance: Instance) -> None:

@@ -157,6 +157,8 @@ def _replace(one: _KeyFile, two: _KeyFile, how: str) -> Replaced:
 
 
 def _resolved(paths: Sequence[str | None]) -> tuple[str, str]:
+    if os.name != "posix":  # it has no O_NOFOLLOW, fchown or fcntl
+        raise NotConfigured("new-key needs a POSIX system")
     if len(paths) < 2 or paths[0] is None or paths[1] is None:
         raise NotConfigured(
             "new-key needs two files as the first entries of encryption-key, such as "
@@ -281,10 +283,8 @@ def _explained(path: str, verb: str = "replaced") -> Iterator[None]:
 @contextmanager
 def _locked(folders: Collection[str]) -> Iterator[None]:
     """Refuse a second run in the same folders. Ends with the process."""
-    try:
-        import fcntl
-    except ImportError:
-        raise NotConfigured("new-key needs a POSIX system") from None
+    import fcntl
+
     with ExitStack() as opened:
         for folder in sorted(folders):
             with _explained(folder, "locked"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from datasette.hookspecs import hookspec
 from datasette.utils import await_me_maybe
 
-from .errors import say
+from .errors import say_once
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -109,19 +109,18 @@ async def registered_secrets(datasette: Datasette) -> dict[str, Registered]:
             secrets = list(await await_me_maybe(call()) or ())
         except Exception as error:  # a plugin's code may raise anything
             problem = f"failed in register_secrets: {type(error).__name__}"
-            _complain(plugin_name, problem)
+            _complain(datasette, plugin_name, problem)
             if hasattr(datasette, "event_classes"):  # a server
                 raise
             failed = True
             continue
         for secret in secrets:
             if isinstance(secret, Secret) and isinstance(secret.name, str):
-                _add(by_name, secret, plugin_name)
+                _add(datasette, by_name, secret, plugin_name)
             else:
-                problem = f"an object of type {type(secret).__name__}"
-                _complain(
-                    plugin_name, f"registered {problem}, not a Secret with a name"
-                )
+                kind = f"an object of type {type(secret).__name__}"
+                problem = f"registered {kind}, not a Secret with a name"
+                _complain(datasette, plugin_name, problem)
     return by_name if by_name or failed else {EXAMPLE.name: EXAMPLE}
 
 
@@ -142,7 +141,12 @@ def _implementations(
         yield str(name), functools.partial(implementation.function, *arguments)
 
 
-def _add(by_name: dict[str, Registered], secret: Secret, plugin_name: str) -> None:
+def _add(
+    datasette: Datasette,
+    by_name: dict[str, Registered],
+    secret: Secret,
+    plugin_name: str,
+) -> None:
     """Add the secret of one plugin to those of the others with that name."""
     name = str.__str__(secret.name)  # that of an Enum of strings is its value
     url, label = secret.obtain_url, secret.obtain_label
@@ -150,7 +154,8 @@ def _add(by_name: dict[str, Registered], secret: Secret, plugin_name: str) -> No
     if plugin_name not in known.registered_by:
         known.registered_by += (plugin_name,)
     if secret.check is not None and not callable(secret.check):
-        _complain(plugin_name, f"has a check for {name} that is not a function")
+        problem = f"has a check for {name} that is not a function"
+        _complain(datasette, plugin_name, problem)
     elif secret.check is not None and known.check is None:
         known.check, known.checked_by = secret.check, plugin_name
     if secret.looks_like is None:
@@ -160,13 +165,11 @@ def _add(by_name: dict[str, Registered], secret: Secret, plugin_name: str) -> No
         known.looks_like = known.looks_like or secret.looks_like
     except re.error:
         problem = f"has a looks_like for {name} that is not a regular expression"
-        _complain(plugin_name, problem)
+        _complain(datasette, plugin_name, problem)
 
 
-@functools.lru_cache(maxsize=100)
-def _complain(plugin_name: str, problem: str) -> None:
-    """Print the problem on stderr, once in this process."""
-    say(f"plugin {plugin_name} {problem}")
+def _complain(datasette: Datasette, plugin_name: str, problem: str) -> None:
+    say_once(datasette, f"plugin {plugin_name} {problem}")
 
 
 def register_late_hooks(pm: PluginManager) -> None:

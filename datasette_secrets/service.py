@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import changes, config, database, envelope, fernet, inspection, registry, store
 from .changes import Changing
 from .errors import (
+    DatabaseUnavailable,
     InvalidSecret,
     NeedsUpgrade,
     SecretsError,
@@ -449,12 +450,17 @@ async def older_versions(datasette: Datasette, name: str) -> list[int]:
     """The versions before the newest that hold a value, to be destroyed.
 
     Raises InvalidSecret unless the newest one, which would be left, can be decrypted.
+    Raises DatabaseUnavailable.
     """
     instance = get_instance(datasette)
     newest, *older = await store.history(instance.db, name)
     try:
         row = await _read_version(instance, name, newest.version)
+        if row.is_legacy:
+            raise _needs_upgrade(instance, row)
         envelope.unseal(instance.settings.require_ring(), name, row.version, row)
+    except DatabaseUnavailable:
+        raise
     except SecretsError as error:
         raise InvalidSecret(
             f"Only the newest version would be left, which cannot be read: {error}"
@@ -539,6 +545,8 @@ async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.Clea
 async def _check_name(datasette: Datasette, instance: Instance, name: object) -> None:
     if not isinstance(name, str) or not name:
         raise InvalidSecret("A secret needs a name")
+    if (ring := instance.settings.ring) and ring.any_appears_in(name):
+        raise InvalidSecret("The name contains a master key, which must not be stored")
     own_name = name.removeprefix(config.ENV_PREFIX)
     if instance.settings.is_reserved(own_name):
         raise InvalidSecret(

@@ -238,7 +238,7 @@ def destroy_row(changing: Changing, row_id: int) -> tuple[str, object] | None:
 
     A row without a usable name or version, or with those of another row, is deleted, since
     it could hide the newest version. Returns the name and version, or None if the row was
-    destroyed before. Raises InvalidSecret when there is no such row.
+    destroyed before. Raises InvalidSecret when there was no such row.
     """
     rows = changing.conn.execute(
         f"""select name, version, typeof(name) = 'text' and typeof(version) = 'integer'
@@ -249,6 +249,8 @@ def destroy_row(changing: Changing, row_id: int) -> tuple[str, object] | None:
         {"id": row_id},
     ).fetchall()
     if not rows:
+        if changing.has_destroyed(row_id):
+            return None
         raise InvalidSecret(f"There is no row {row_id}")
     name, version, is_usable, holds_value = rows[0]
     if is_usable and not holds_value:

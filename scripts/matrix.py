@@ -1,4 +1,4 @@
-"""Runs the suite on every supported Python, with the oldest and newest of what it needs.
+"""Runs the suite on every supported Python, with the oldest and newest Datasette and PyNaCl.
 
     python scripts/matrix.py [--python 3.10] [--datasette oldest] [--pynacl newest]
 

@@ -371,13 +371,24 @@ async def test_what_is_missing_is_named_and_a_restart_makes_it_again(
 @pytest.mark.parametrize("envelope", [_ENVELOPE, _DESTROYED])
 @pytest.mark.parametrize("restarts", [False, True])
 async def test_two_rows_of_one_version_are_named_and_the_command_removes_one(
-    filled: Console, envelope: str, restarts: bool
+    filled: Console,
+    envelope: str,
+    restarts: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     filled.sql(_DROP_INDEX, _COPY.format(-5, "version", envelope))
     if restarts:
         datasette = filled.datasette()
+        capsys.readouterr()
         await datasette.invoke_startup()
+        if hasattr(datasette, "start_background_tasks"):
+            await datasette.start_background_tasks()
+            tasks = datasette._background_tasks.tasks()
+            await asyncio.wait_for(
+                asyncio.gather(*(each.task for each in tasks if each.task)), 60
+            )
         datasette.close()
+        assert capsys.readouterr().err.count("have the same name and version") == 1
     for command in ("status", "verify"):
         said = await said_in_shell(filled, command)
         assert "-5" in said
@@ -385,6 +396,9 @@ async def test_two_rows_of_one_version_are_named_and_the_command_removes_one(
         assert "datasette secrets destroy-row ID" in said
     await asyncio.to_thread(refuses_changes, filled, "have the same name and version")
     await said_in_shell(filled, "destroy-row", "-5", "--yes", code=0)
+    # Again, it only cleans up, as it must after an interruption.
+    await said_in_shell(filled, "destroy-row", "-5", "--yes", code=0)
+    await said_in_shell(filled, "destroy-row", "-6", "--yes")
     assert await get_secret(filled.datasette(), "ONE") == "ONE value 3"
     await said_in_shell(filled, "set", "ONE", "--value-file", __file__, code=0)
     for command in ("status", "verify"):

@@ -598,6 +598,8 @@ async def test_a_name_that_is_no_text_is_listed_nowhere_and_refused_by_all_else(
     ):
         with pytest.raises(InvalidSecret):
             await call()
+    with pytest.raises(InvalidSecret, match="ID of an actor"):
+        await set_secret(datasette, "A", "a value", actor_id="\ud800")
 
 
 @pytest.mark.parametrize("version", [0, -1, 2**63, 2**64, 10**30])

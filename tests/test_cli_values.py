@@ -152,6 +152,18 @@ def test_a_key_file_is_not_imported_and_not_shown(
     said = "contains a master key" if is_configured else "not shown"
     assert said in done.stderr
     assert done.exit_code == is_configured
+    file.write_text(f"{key},{key}\n")  # as in a variable with two keys
+    assert "Line 1 contains a master key" in console.refused(
+        "import", str(file), CREATE
+    )
+
+
+def test_a_long_name_is_shown_where_it_is_skipped(console: Console) -> None:
+    name = "AZURE_OPENAI_DEPLOYMENT_API_KEY_FOR_EUROPE0"  # 43 characters, valid Base64
+    envelope.MasterKey.parse(f"{name}=")
+    done = console.run("import", "-", CREATE, input=f"{name}=\nA=1\n")
+    assert f"{name} is empty: skipped" in done.stderr
+    assert f"Stored {name} version 1" in console.ok("import", "-", input=f"{name}=1\n")
 
 
 def test_get_of_what_is_not_there_is_an_error(filled: Console) -> None:
@@ -489,6 +501,13 @@ def test_a_deleted_secret_reads_as_not_set_until_it_is_restored(
     assert filled.ok("restore", "OPENAI") == "OPENAI is not deleted\n"
 
 
+def test_a_command_that_is_named_can_be_pasted(filled: Console) -> None:
+    filled.sql("update datasette_secrets set name = 'O P' where name = 'OPENAI'")
+    filled.ok("delete", "O P", "--yes")
+    said = filled.refused("get", "O P")
+    assert f"datasette secrets restore 'O P' {shlex.join(filled.options)}" in said
+
+
 def test_rolling_back_makes_a_new_version(filled: Console) -> None:
     said = filled.ok("rollback", "OPENAI", "1", "--yes")
     assert said == "Stored OPENAI version 3, with the value of version 1\n"
@@ -514,7 +533,9 @@ def test_several_versions_are_destroyed_together_or_not_at_all(
     assert "has no such version" in filled.refused(*arguments, "7", "--yes")
     assert filled.ok("get", "OPENAI", "--version", "1") == "OPENAI value 1\n"
     assert filled.ok(*arguments, "2", "--yes") == "Destroyed 2 versions of OPENAI\n"
-    assert "was destroyed" in filled.refused("restore", "OPENAI", "--yes")
+    for answer in (["--yes"], []):  # nothing to ask
+        said = filled.refused("restore", "OPENAI", *answer)
+        assert "version 2 was destroyed and cannot be restored" in said
     assert "newest version was destroyed" in filled.refused("get", "OPENAI")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -293,3 +294,24 @@ async def test_the_warning_tells_those_who_sign_in_from_everybody(
         warnings = await health.exposure(datasette)
         assert len(warnings) == bool(who)
         assert "".join(warnings).startswith(who)
+
+
+async def test_a_damaged_table_does_not_silence_the_warnings(
+    make_datasette: MakeDatasette, internal: str, capsys: Captured
+) -> None:
+    weak = base64.urlsafe_b64encode(b"\0" * 32).decode()
+    await set_secret(make_datasette(weak), "A", "a value")
+    content = bytearray(Path(internal).read_bytes())
+    with closing(sqlite3.connect(internal)) as conn:
+        [(size,)] = conn.execute("pragma page_size")
+        roots = conn.execute(
+            "select rootpage from sqlite_master where tbl_name = 'datasette_secrets'"
+        ).fetchall()
+    for (page,) in roots:
+        content[(page - 1) * size : (page - 1) * size + 8] = b"\xff" * 8
+    Path(internal).write_bytes(content)
+    capsys.readouterr()
+    await make_datasette(weak).invoke_startup()
+    said = capsys.readouterr().err
+    assert "cannot be read" in said
+    assert "is one byte repeated" in said

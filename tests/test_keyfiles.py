@@ -18,7 +18,7 @@ from support.console import Console, key_id
 from support.unwritable import unwritable
 from test_faults import HERE, fault_shim
 
-from datasette_secrets import envelope
+from datasette_secrets import NotConfigured, envelope, keyfiles
 
 __all__ = ["fault_shim"]
 
@@ -329,3 +329,15 @@ def test_a_key_in_place_of_a_file_is_not_repeated(ring: Ring) -> None:
         result = ring.run("key-id", *arguments, input=ring.key)
         assert result.exit_code in (1, 2)
         assert ring.key not in result.output
+
+
+def test_where_new_key_cannot_work_it_says_so_and_makes_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "master.key", tmp_path / "old-master.key"
+    first.write_text(envelope.generate_master_key())
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "name", "nt")
+        with pytest.raises(NotConfigured, match="needs a POSIX system"):
+            keyfiles.make_second([str(first), str(second)])
+    assert not second.exists()

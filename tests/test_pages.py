@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import re
 import sqlite3
@@ -527,6 +528,17 @@ async def test_a_master_key_in_a_note_is_refused_and_not_shown(
         assert "The note contains a master key" in answer.text
         assert (master_key in answer.text) is False
     assert 'value="before"' in (await visitor.get("/KEY")).text
+
+
+async def test_a_master_key_as_a_name_is_refused_and_not_shown(
+    make_datasette: MakeDatasette,
+) -> None:
+    key = base64.urlsafe_b64encode(b"\0" * 32).decode()
+    name = key.rstrip("=")
+    answer = await Visitor(make_datasette(key)).post("/-/add", name=name, secret=VALUE)
+    assert answer.status_code == 400
+    assert "The name contains a master key" in answer.text
+    assert (name in answer.text) is False
 
 
 async def test_a_variable_that_overrides_is_said_and_its_value_is_not(

@@ -157,6 +157,14 @@ async def test_a_master_key_is_no_secret_to_store(
     assert await get_secret(datasette, NAME) is None
 
 
+async def test_a_master_key_is_no_name_either(make_datasette: MakeDatasette) -> None:
+    key = base64.urlsafe_b64encode(b"\0" * 32).decode()
+    datasette = make_datasette(key)
+    with pytest.raises(InvalidSecret, match="name contains a master key") as caught:
+        await set_secret(datasette, key.rstrip("="), "a value")
+    assert (key.rstrip("=") in str(caught.value)) is False
+
+
 async def test_the_name_of_an_environment_variable_is_no_name_for_a_secret(
     datasette: Datasette,
 ) -> None:
@@ -568,10 +576,11 @@ async def test_what_is_no_secret_is_left_out_and_said(
     plugin = Careless()
     pm.register(plugin)
     try:
-        assert [each.name for each in await get_secrets(datasette)] == ["GOOD"]
+        for _ in range(2):
+            assert [each.name for each in await get_secrets(datasette)] == ["GOOD"]
     finally:
         pm.unregister(plugin)
-    assert "of type str" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("of type str") == 1
 
 
 async def test_a_registered_name_may_be_any_text(datasette: Datasette) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from support.servers import Server
 from datasette_secrets import (
     CannotOpen,
     DatabaseUnavailable,
+    InvalidSecret,
     NeedsUpgrade,
     SecretsError,
     envelope,
@@ -490,6 +492,18 @@ async def test_a_token_planted_after_the_upgrade_is_never_read_nor_rotated(
         after = [row[0] for row in select(internal, planted)]
         assert before[0][0] in after
         datasette.close()
+
+
+async def test_what_would_be_left_by_a_destruction_is_named_as_what_it_is(
+    make_datasette: MakeDatasette, internal: str
+) -> None:
+    write_values(internal)
+    datasette = opened(make_datasette, OLD)
+    assert (await upgrade.upgrade(datasette)).complete
+    with closing(sqlite3.connect(internal)) as conn, conn:
+        zero.insert(conn, "ORDINARY", 2, zero.token(OLD, "newer"))
+    with pytest.raises(InvalidSecret, match="stored by datasette-secrets 0"):
+        await service.older_versions(datasette, "ORDINARY")
 
 
 async def test_without_the_extra_upgrade_says_what_to_install_and_changes_nothing(

@@ -6,6 +6,7 @@ command line, which other users and the shell's history can see.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ async def get(
         if state.state == "deleted":
             raise click.ClickException(
                 f"{failure}: it was deleted. Restore it with 'datasette secrets restore "
-                f"{printable(name)}'"
+                f"{shlex.quote(printable(name))}'"
             )
         if state.state == "destroyed":
             raise click.ClickException(f"{failure}: its newest version was destroyed")
@@ -236,8 +237,7 @@ async def import_(
             raise click.ClickException(
                 f"Line {entry.line}: {printable(error)}: nothing was stored"
             ) from None
-        # A line of a key file is a name, "=" and no value.
-        shown = config.named(f"{name}=").removesuffix("=")
+        shown = config.NOT_SHOWN if prompt.is_key_line(name) else name
         if entry.is_repeated:
             output.warn(f"{shown} is given more than once: the last value is used")
         if entry.value is None:
@@ -280,7 +280,8 @@ async def restore(datasette: Datasette, name: str, yes: bool, **options: Any) ->
     if not newest.is_deleted and not newest.is_destroyed:
         output.say(f"{name} is not deleted")
         return
-    options |= _confirm(f"Restore {name} version {newest.version}?", newest, yes)
+    if not newest.is_destroyed:  # then it is refused
+        options |= _confirm(f"Restore {name} version {newest.version}?", newest, yes)
     version = await service.restore_secret(datasette, name, **options)
     output.say(f"Restored {name} version {version}")
 

@@ -19,8 +19,8 @@ import click
 from dotenv.parser import Binding, parse_stream
 
 from ..config import ENV_PREFIX
-from ..envelope import VALUE_MAX_BYTES, Plaintext
-from ..errors import InvalidSecret, printable, without_frames
+from ..envelope import VALUE_MAX_BYTES, MasterKey, Plaintext
+from ..errors import InvalidMasterKey, InvalidSecret, printable, without_frames
 from .interrupt import blocking
 from .output import is_terminal
 
@@ -171,10 +171,26 @@ def read_env(path: str, is_master_key: Callable[[str], bool]) -> dict[str, Entry
             raise click.ClickException(
                 f"Line {line} {error}: nothing was stored"
             ) from None
-        name = (binding.key or "").removeprefix(ENV_PREFIX)
+        name = _name(binding)
         is_repeated = found.pop(name, None) is not None
         found[name] = Entry(line, value, is_repeated)
     return found
+
+
+def _name(binding: Binding) -> str:
+    return (binding.key or "").removeprefix(ENV_PREFIX)
+
+
+def is_key_line(name: str) -> bool:
+    """Whether the line `name=` is a master key: both end in "=".
+
+    Names of variables in one case are none, although some would be valid Base64.
+    """
+    try:
+        MasterKey.parse(f"{name}=")
+    except InvalidMasterKey:
+        return False
+    return name not in (name.upper(), name.lower())
 
 
 def _parse(binding: Binding, is_master_key: Callable[[str], bool]) -> Plaintext | None:
@@ -182,7 +198,9 @@ def _parse(binding: Binding, is_master_key: Callable[[str], bool]) -> Plaintext 
         raise InvalidSecret("does not parse")
     if binding.value is None:
         raise InvalidSecret("has no '='")
-    if is_master_key(f"{binding.key} {binding.value}"):  # `KEY=` is a name as well
+    # A variable may hold several keys: `KEY1=,KEY2=`.
+    is_key_ring = binding.value and is_key_line(_name(binding))
+    if is_key_ring or is_master_key(f"{binding.key} {binding.value}"):
         raise InvalidSecret("contains a master key, which must not be stored")
     if _is_start_of_pem(binding.value):
         raise InvalidSecret(

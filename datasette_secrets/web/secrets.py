@@ -154,8 +154,10 @@ def _typed(visit: Visit, newest: store.Version | None = None) -> dict[str, str]:
     if not (typed["name"].isascii() and typed["name"].isidentifier()):
         typed["name"] = ""
     ring = visit.instance.settings.ring
-    holds_key = ring is not None and ring.any_appears_in(typed["note"])
-    if holds_key or len(typed["note"]) > service.NOTE_MAX_CHARACTERS:
+    for field in ("name", "note"):
+        if ring is not None and ring.any_appears_in(typed[field]):
+            typed[field] = ""
+    if len(typed["note"]) > service.NOTE_MAX_CHARACTERS:
         typed["note"] = ""
     return typed
 
