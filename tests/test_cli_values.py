@@ -501,11 +501,13 @@ def test_a_deleted_secret_reads_as_not_set_until_it_is_restored(
     assert filled.ok("restore", "OPENAI") == "OPENAI is not deleted\n"
 
 
-def test_a_command_that_is_named_can_be_pasted(filled: Console) -> None:
-    filled.sql("update datasette_secrets set name = 'O P' where name = 'OPENAI'")
-    filled.ok("delete", "O P", "--yes")
-    said = filled.refused("get", "O P")
-    assert f"datasette secrets restore 'O P' {shlex.join(filled.options)}" in said
+@pytest.mark.parametrize("name", ["O P", "it's", "'", "a ' b"])
+def test_a_command_that_is_named_can_be_pasted(filled: Console, name: str) -> None:
+    quoted = name.replace("'", "''")
+    filled.sql(f"update datasette_secrets set name = '{quoted}' where name = 'OPENAI'")
+    filled.ok("delete", name, "--yes")
+    pasted = f"datasette secrets restore {shlex.join([name, *filled.options])}'"
+    assert f"Restore it with '{pasted}" in filled.refused("get", name)
 
 
 def test_rolling_back_makes_a_new_version(filled: Console) -> None:

@@ -18,10 +18,11 @@ import click
 #: Where a context keeps the options that lead to the database, as they were given.
 GIVEN = "datasette-secrets.given"
 
-#: A command in a sentence, up to the quote that ends it or the end of the sentence. Two
-#: commands open no database.
+#: A command in a sentence, up to the quote that ends it or the end of the sentence. Its
+#: arguments may be quoted as `shlex.quote` does. Two commands open no database.
 _COMMAND = re.compile(
-    r"datasette secrets (?!generate-|key-id)(?:(?<='datasette secrets )[^']+|.*)"
+    r"datasette secrets (?!generate-|key-id)"
+    r"""(?:(?<='datasette secrets )(?: (?:'[^']*'|"'")+|[^'])+|.*)"""
 )
 
 
