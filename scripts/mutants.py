@@ -4,7 +4,8 @@
 
 Targets: envelope, rotation, permissions, pages. Without one, all of them. mutmut makes the
 changes, in a copy. This is a report: it prints those that no test notices, for somebody to
-read. Many of them are equivalent, or change nothing but the words of a message.
+read. Many of them are equivalent, or change nothing but the words of a message. Those in what
+runs once, at import, come too late: `_border` of the envelope, `view` and `form` of the pages.
 """
 
 from __future__ import annotations

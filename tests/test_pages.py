@@ -20,6 +20,7 @@ from datasette_secrets import Secret, delete_secret, get_secret, set_secret
 from datasette_secrets.envelope import generate_master_key
 from datasette_secrets.listing import STATES, find_secret
 from datasette_secrets.service import destroy_row, destroy_versions, set_details
+from datasette_secrets.web import answer as answer_module
 
 VALUE = "sk-live-4f9c0d1e"
 
@@ -1261,3 +1262,66 @@ async def test_a_form_from_another_site_is_refused(
             headers=headers,
         )
         assert answer.status_code == status
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "heading", "said"),
+    [
+        (
+            "/NOTHING/-/delete",
+            404,
+            "Not found",
+            "No secret has this name: none is registered, and none is stored.",
+        ),
+        ("/-/add", 405, "Not done", "This address accepts GET, POST only."),
+    ],
+)
+async def test_a_refusal_is_a_page_with_a_heading(
+    visitor: Visitor, path: str, status: int, heading: str, said: str
+) -> None:
+    allow = "GET, POST" if status == 405 else None
+    answer = await visitor.datasette.client.request(
+        "PUT" if allow else "GET", f"/-/secrets{path}", cookies=visitor.cookies
+    )
+    assert (answer.status_code, answer.headers.get("allow")) == (status, allow)
+    assert f"<h1>{heading}</h1>" in answer.text
+    assert re.findall(r'role="alert">([^<]*)<', answer.text) == [said]
+
+
+async def test_a_program_is_told_which_methods_there_are(visitor: Visitor) -> None:
+    answer = await visitor.datasette.client.put(
+        "/-/secrets/-/add",
+        cookies=visitor.cookies,
+        headers={"accept": "application/json"},
+    )
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
+    assert answer.json()["error"] == "This address accepts GET, POST only"
+
+
+async def test_a_page_that_cannot_be_made_is_a_sentence(
+    visitor: Visitor, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def broken(*_: Any, **options: Any) -> Any:
+        raise ZeroDivisionError(VALUE)
+
+    monkeypatch.setattr(answer_module, "page", broken)
+    answer = await visitor.get("/NOTHING/-/delete")
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert answer.text.startswith("No secret has this name")
+    said = capsys.readouterr().err
+    assert "unexpected ZeroDivisionError" in said
+    assert (VALUE in said) is False
+
+
+async def test_a_conflict_with_nobody_in_particular_says_somebody(
+    visitor: Visitor, datasette: Datasette
+) -> None:
+    await set_secret(datasette, "KEY", "first")
+    await set_secret(datasette, "KEY", "second")
+    answer = await visitor.post("/KEY", secret=VALUE, expected_version="1")
+    assert answer.status_code == 409
+    assert "Nothing was changed: somebody saved version 2 of KEY at" in answer.text
+    assert "while you were editing version 1" in answer.text
+    answer = await visitor.post("/KEY", secret=VALUE, expected_version="0")
+    assert "while you were editing a new secret" in answer.text
