@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -291,6 +293,29 @@ async def test_two_rotations_at_once_both_finish_and_lose_nothing(
     )
     assert [report.complete for report in reports] == [True, True]
     assert (await rotation.verify(both[0])).opened == 200
+
+
+async def test_a_row_that_verify_does_not_find_is_a_problem(
+    make_datasette: MakeDatasette, internal: str
+) -> None:
+    await fill(make_datasette(OLD), names=1, versions=3)
+    with closing(sqlite3.connect(internal)) as conn:
+        [(size,)] = conn.execute("pragma page_size")
+        [(root,)] = conn.execute(
+            "select rootpage from sqlite_master where name = 'datasette_secrets'"
+        )
+    content = bytearray(Path(internal).read_bytes())
+    page = (root - 1) * size
+    # The cell of the second row: its size in two bytes, its id, its columns.
+    cell = page + int.from_bytes(content[page + 10 : page + 12], "big")
+    assert (content[page], content[cell + 2]) == (0x0D, 2)
+    content[cell + 2] = 9  # so that a search for what follows 9 misses the third row
+    Path(internal).write_bytes(content)
+    found = await rotation.verify(make_datasette(OLD), batch_size=1)
+    [problem] = found.problems
+    assert (found.opened, problem.code) == (2, "damaged")
+    assert problem.message == "1 rows with a value were not found by their ids"
+    assert problem.remedy == "restore the database from a backup"
 
 
 async def test_verify_opens_every_value_and_names_what_does_not_open(
