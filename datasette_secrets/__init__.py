@@ -6,8 +6,8 @@ The package. A module imports only from those below it, and a folder is one leve
     serialize       the objects of the JSON API and of --json
     health          the start of a server; problems and remedies for status and pages
     permissions     the lock on the tables
-    containment     pages survive a plugin that cannot read its secret
-    upgrade         re-seal what 0.x stored        rotation    re-wrap, verify, count
+    upgrade         re-seal what 0.x stored
+    rotation        re-wrap, verify and count all versions, in batches
     checks          run a plugin's check of a value
     listing         states, names, list, find      service     get, set, delete, destroy …
     instance        one Datasette's settings, database, reader and recorder
@@ -15,10 +15,11 @@ The package. A module imports only from those below it, and a folder is one leve
     store           every statement on secrets
     changes         one path for every change, and the log
     inspection      the one check of the whole tables
-    schema          the tables and migrations      database    read, write, errors, Reader
+    schema          the tables and migrations
+    database        read, write, errors, Reader
     config          settings                       registry    Secret and its hook
+    events          what plugins are told          containment pages survive their errors
     keyfiles        reading key files, and new keys in those of a ring
-    events          what other plugins are told of a change
     envelope        keys and the envelope: all cryptography but that of 0.x
     fernet          what datasette-secrets 0.x stored
     errors          the error classes

@@ -121,7 +121,7 @@ async def examine(
     census: rotation.Census | None = None,
     findings: list[inspection.Finding] | None = None,
 ) -> Health:
-    """All problems and warnings. Decrypts nothing.
+    """The problems and warnings that are known without the whole check. Decrypts nothing.
 
     `census`, `findings`: those that the caller already has. Raises DatabaseUnavailable.
     """

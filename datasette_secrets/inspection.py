@@ -2,7 +2,7 @@
 
 Whoever can write to the database can also change its schema or damage an index. This names
 what is wrong and the command that helps. Every change is refused until it is dealt with;
-`get_secret` goes on. Nothing else in this package defends against it.
+`get_secret` goes on. Elsewhere, a change only reads back what it wrote.
 """
 
 from __future__ import annotations

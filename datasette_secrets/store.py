@@ -1,4 +1,6 @@
-"""Every statement on the table of secrets. No function here handles a value or a key.
+"""The statements on the table of secrets. No function here handles a value or a key.
+
+`changes.Changing` writes single rows, and `schema` and `inspection` look at the whole table.
 
 Each row is a version. The newest version of a name is current, by `order by version desc,
 id`: if datasette-secrets 0.x stored a number twice, it also served the lowest id.
