@@ -12,13 +12,13 @@ The package. A module imports only from those below it, and a folder is one leve
     listing         states, names, list, find      service     get, set, delete, destroy …
     instance        one Datasette's settings, database, reader and recorder
     last_used       who used what when, in few writes
-    store           every statement on secrets
+    store           the statements on secrets
     changes         one path for every change, and the log
     inspection      the one check of the whole tables
     schema          the tables and migrations
     database        read, write, errors, Reader
     config          settings                       registry    Secret and its hook
-    events          what plugins are told          containment pages survive their errors
+    events          what plugins are told          containment pages survive errors of plugins
     keyfiles        reading key files, and new keys in those of a ring
     envelope        keys and the envelope: all cryptography but that of 0.x
     fernet          what datasette-secrets 0.x stored

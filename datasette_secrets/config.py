@@ -54,6 +54,10 @@ class Settings(NamedTuple):
             raise NotConfigured(self.missing)
         return self.ring
 
+    def has_key_in(self, text: object) -> bool:
+        """Whether `text` contains one of the configured master keys."""
+        return self.ring is not None and self.ring.any_appears_in(str(text))
+
 
 @without_frames
 def load(datasette: Datasette) -> Settings:

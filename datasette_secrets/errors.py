@@ -214,7 +214,7 @@ _said: weakref.WeakKeyDictionary[Datasette, set[str]] = weakref.WeakKeyDictionar
 
 
 def say_once(datasette: Datasette, sentence: str) -> None:
-    """The same, unless it was said of this Datasette before."""
+    """Print the line, unless it was already printed for this Datasette."""
     said = _said.setdefault(datasette, set())
     if sentence not in said:
         said.add(sentence)

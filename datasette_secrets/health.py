@@ -65,12 +65,15 @@ async def start(datasette: Datasette) -> None:
         remarks = await _warnings(datasette, instance)
     else:
         await _prepare(datasette, instance)
+        found, dates = None, []
         try:
             found = await examine(datasette)
             dates = [remark.message for remark in await due(datasette)]
         except DatabaseUnavailable as error:
             say(str(error))
-            found, dates = Health([], await _warnings(datasette, instance)), []
+        if found is None:
+            warnings = await _warnings(datasette, instance)
+            found = Health(_not_configured(instance), warnings)
         if dates:
             more = f", and {len(dates) - _NAMED_MAX:,} more" * (len(dates) > _NAMED_MAX)
             say("; ".join(dates[:_NAMED_MAX]) + more)
@@ -131,13 +134,16 @@ async def examine(
     if census is None:
         census = await rotation.census(datasette)
     problems = [Remark(each.code, each.sentence) for each in findings]
-    if instance.settings.ring is None:
-        problems.append(Remark("not-configured", instance.settings.missing))
-    problems += _missing_keys(census)
+    problems += _not_configured(instance) + _missing_keys(census)
     if census.legacy:
         problems += await _needs_upgrade(instance, census)
     warnings = await _warnings(datasette, instance) + await _overridden(instance)
     return Health(problems, warnings)
+
+
+def _not_configured(instance: Instance) -> list[Remark]:
+    missing = instance.settings.missing
+    return [Remark("not-configured", missing)] if missing else []
 
 
 async def _warnings(datasette: Datasette, instance: Instance) -> list[Remark]:

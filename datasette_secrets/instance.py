@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import config
 from .database import Reader
+from .errors import InvalidSecret
 from .last_used import LastUsedRecorder
 
 if TYPE_CHECKING:
@@ -42,8 +43,12 @@ class Instance:
             return None
         if not value or self.settings.is_reserved(name):
             return None
-        is_key = any(key.appears_in(value) for key in self.settings.ring or ())
-        return None if is_key else value
+        return None if self.settings.has_key_in(value) else value
+
+    def value_error(self, name: object, error: InvalidSecret) -> InvalidSecret:
+        """The error for a value that cannot be stored. It repeats no master key."""
+        of = "" if self.settings.has_key_in(name) else f" of {name}"
+        return InvalidSecret(f"The value{of} cannot be stored: {error}")
 
     def overridden_names(self) -> set[str]:
         """The names for which the environment has a value."""

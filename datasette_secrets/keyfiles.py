@@ -157,7 +157,7 @@ def _replace(one: _KeyFile, two: _KeyFile, how: str) -> Replaced:
 
 
 def _resolved(paths: Sequence[str | None]) -> tuple[str, str]:
-    if os.name != "posix":  # it has no O_NOFOLLOW, fchown or fcntl
+    if os.name != "posix":  # Windows has no O_NOFOLLOW, fchown or fcntl
         raise NotConfigured("new-key needs a POSIX system")
     if len(paths) < 2 or paths[0] is None or paths[1] is None:
         raise NotConfigured(

@@ -1,10 +1,10 @@
 """Records who used a secret when, in very few writes.
 
 `service.get_secret` hands in each use. `store.record_uses` writes `last_used_at` and
-`last_used_by`, unless the row already has a later use. A process writes one actor for one row at most once a second, and writes
-queued uses together. A read waits at most 50 ms for the write. After that the use is
-written later. It is lost if the process ends, if more than 10,000 wait, or if the write fails
-for another reason than a lock. No failure here stops a read.
+`last_used_by`, unless the row already has a later use. A process writes one actor for one row
+at most once a second, and writes queued uses together. A read waits at most 50 ms for the
+write. After that the use is written later. It is lost if the process is killed, if more than
+10,000 wait, or if the write fails for another reason than a lock. No failure here stops a read.
 """
 
 from __future__ import annotations

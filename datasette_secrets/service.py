@@ -149,7 +149,7 @@ async def set_secret(
     try:
         plaintext = envelope.Plaintext.parse(value)
     except InvalidSecret as error:
-        raise InvalidSecret(f"The value of {name} cannot be stored: {error}") from None
+        raise get_instance(datasette).value_error(name, error) from None
     finally:
         del value
     try:
@@ -545,7 +545,7 @@ async def clean_up(instance: Instance, *, vacuum: bool = False) -> database.Clea
 async def _check_name(datasette: Datasette, instance: Instance, name: object) -> None:
     if not isinstance(name, str) or not name:
         raise InvalidSecret("A secret needs a name")
-    if (ring := instance.settings.ring) and ring.any_appears_in(name):
+    if instance.settings.has_key_in(name):
         raise InvalidSecret("The name contains a master key, which must not be stored")
     own_name = name.removeprefix(config.ENV_PREFIX)
     if instance.settings.is_reserved(own_name):
@@ -582,8 +582,7 @@ def _check_note(datasette: Datasette, note: object) -> None:
         )
     if note and re.search("[\0\ud800-\udfff]", note):
         raise InvalidSecret("A note must be valid UTF-8 without NUL characters")
-    ring = get_instance(datasette).settings.ring
-    if note and ring and ring.any_appears_in(note):
+    if note and get_instance(datasette).settings.has_key_in(note):
         raise InvalidSecret(
             "The note contains a master key, and notes are not encrypted"
         )

@@ -4,8 +4,9 @@
 
 Targets: envelope, rotation, permissions, pages. Without one, all of them. mutmut makes the
 changes, in a copy. This is a report: it prints those that no test notices, for somebody to
-read. Many of them are equivalent, or change nothing but the words of a message. Those in what
-runs once, at import, come too late: `_border` of the envelope, `view` and `form` of the pages.
+read. Many of them are equivalent, or change nothing but the words of a message. It cannot
+judge what runs only at import, because it switches a change on later: `_border` of the
+envelope, `view` and `form` of the pages.
 """
 
 from __future__ import annotations

@@ -163,7 +163,10 @@ def test_a_long_name_is_shown_where_it_is_skipped(console: Console) -> None:
     envelope.MasterKey.parse(f"{name}=")
     done = console.run("import", "-", CREATE, input=f"{name}=\nA=1\n")
     assert f"{name} is empty: skipped" in done.stderr
-    assert f"Stored {name} version 1" in console.ok("import", "-", input=f"{name}=1\n")
+    for each in (name, "azureOpenAiDeploymentApiKeyForEuropeRegion0"):
+        envelope.MasterKey.parse(f"{each}=")
+        said = console.ok("import", "-", input=f"{each}=1\n")
+        assert f"Stored {each} version 1" in said
 
 
 def test_get_of_what_is_not_there_is_an_error(filled: Console) -> None:

@@ -315,3 +315,5 @@ async def test_a_damaged_table_does_not_silence_the_warnings(
     said = capsys.readouterr().err
     assert "cannot be read" in said
     assert "is one byte repeated" in said
+    await make_datasette().invoke_startup()
+    assert "configure their master key instead" in capsys.readouterr().err

@@ -536,10 +536,16 @@ async def test_a_master_key_as_a_name_is_refused_and_not_shown(
 ) -> None:
     key = base64.urlsafe_b64encode(b"\0" * 32).decode()
     name = key.rstrip("=")
-    answer = await Visitor(make_datasette(key)).post("/-/add", name=name, secret=VALUE)
-    assert answer.status_code == 400
-    assert "The name contains a master key" in answer.text
-    assert (name in answer.text) is False
+    visitor = Visitor(make_datasette(key))
+    for fields, said in (
+        ({"name": name, "secret": VALUE}, "The name contains a master key"),
+        ({"name": name, "secret": "a\0b"}, "The value cannot be stored"),
+        ({"name": "A", "secret": VALUE, "renew_by": key}, "A date must be valid"),
+    ):
+        answer = await visitor.post("/-/add", **fields)
+        assert answer.status_code == 400
+        assert said in answer.text
+        assert (name in answer.text) is False
 
 
 async def test_a_variable_that_overrides_is_said_and_its_value_is_not(

@@ -160,9 +160,13 @@ async def test_a_master_key_is_no_secret_to_store(
 async def test_a_master_key_is_no_name_either(make_datasette: MakeDatasette) -> None:
     key = base64.urlsafe_b64encode(b"\0" * 32).decode()
     datasette = make_datasette(key)
-    with pytest.raises(InvalidSecret, match="name contains a master key") as caught:
-        await set_secret(datasette, key.rstrip("="), "a value")
-    assert (key.rstrip("=") in str(caught.value)) is False
+    for value, said in (
+        ("a value", "name contains a master key"),
+        ("", "value cannot be stored"),
+    ):
+        with pytest.raises(InvalidSecret, match=said) as caught:
+            await set_secret(datasette, key.rstrip("="), value)
+        assert (key.rstrip("=") in str(caught.value)) is False
 
 
 async def test_the_name_of_an_environment_variable_is_no_name_for_a_secret(

@@ -280,7 +280,9 @@ async def restore(datasette: Datasette, name: str, yes: bool, **options: Any) ->
     if not newest.is_deleted and not newest.is_destroyed:
         output.say(f"{name} is not deleted")
         return
-    if not newest.is_destroyed:  # then it is refused
+    if newest.is_destroyed:  # refused below, so nothing to ask
+        options["expected_version"] = newest.version
+    else:
         options |= _confirm(f"Restore {name} version {newest.version}?", newest, yes)
     version = await service.restore_secret(datasette, name, **options)
     output.say(f"Restored {name} version {version}")

@@ -182,15 +182,19 @@ def _name(binding: Binding) -> str:
 
 
 def is_key_line(name: str) -> bool:
-    """Whether the line `name=` is a master key: both end in "=".
+    """Whether the line `name=` has the form of a master key, which also ends in "=".
 
-    Names of variables in one case are none, although some would be valid Base64.
+    A name all in upper or all in lower case is not taken for one.
     """
+    return _is_key(f"{name}=") and name not in (name.upper(), name.lower())
+
+
+def _is_key(text: str) -> bool:
     try:
-        MasterKey.parse(f"{name}=")
+        MasterKey.parse(text)
     except InvalidMasterKey:
         return False
-    return name not in (name.upper(), name.lower())
+    return True
 
 
 def _parse(binding: Binding, is_master_key: Callable[[str], bool]) -> Plaintext | None:
@@ -199,7 +203,8 @@ def _parse(binding: Binding, is_master_key: Callable[[str], bool]) -> Plaintext 
     if binding.value is None:
         raise InvalidSecret("has no '='")
     # A variable may hold several keys: `KEY1=,KEY2=`.
-    is_key_ring = binding.value and is_key_line(_name(binding))
+    others = re.split(r"[,\s]+", binding.value)
+    is_key_ring = is_key_line(_name(binding)) and any(map(_is_key, others))
     if is_key_ring or is_master_key(f"{binding.key} {binding.value}"):
         raise InvalidSecret("contains a master key, which must not be stored")
     if _is_start_of_pem(binding.value):

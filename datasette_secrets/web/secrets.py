@@ -153,9 +153,8 @@ def _typed(visit: Visit, newest: store.Version | None = None) -> dict[str, str]:
     # A value that was pasted into the wrong field is rarely a valid name, or so short.
     if not (typed["name"].isascii() and typed["name"].isidentifier()):
         typed["name"] = ""
-    ring = visit.instance.settings.ring
-    for field in ("name", "note"):
-        if ring is not None and ring.any_appears_in(typed[field]):
+    for field, text in typed.items():
+        if visit.instance.settings.has_key_in(text):
             typed[field] = ""
     if len(typed["note"]) > service.NOTE_MAX_CHARACTERS:
         typed["note"] = ""
@@ -250,7 +249,7 @@ async def _check(visit: Visit, expected_version: int | None) -> CheckResult:
     try:
         value = Plaintext.parse(visit.sent.take_value())
     except InvalidSecret as error:
-        raise InvalidSecret(f"The value of {name} cannot be stored: {error}") from None
+        raise visit.instance.value_error(name, error) from None
     result = await checks.check_new(
         visit.datasette,
         name,
