@@ -579,3 +579,25 @@ async def test_a_database_that_cannot_be_written_is_read_all_the_same(
     assert listed.json()["secrets"][0]["state"] == "not-set"
     assert listed.json()["secrets"][1]["state"] == "stored"
     assert await get_secret(datasette, "KEY") == VALUE
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("encrypted = zeroblob(296)", "damaged, moved or tampered with"),
+        ("encryption_key_name = '0123456789abcdef'", "which is not configured"),
+        ("envelope_version = null, wrapped_key = null", "datasette-secrets 0.x"),
+    ],
+)
+async def test_a_version_that_cannot_be_decrypted_is_a_conflict(
+    api: Any, datasette: Datasette, internal: str, damage: str, said: str
+) -> None:
+    await set_secret(datasette, "KEY", VALUE)
+    await set_secret(datasette, "KEY", "another")
+    conn = sqlite3.connect(internal)
+    with conn:
+        conn.execute(f"update datasette_secrets set {damage} where version = 1")
+    conn.close()
+    answer = await api("/KEY/-/rollback", {"version": 1})
+    assert_refused(answer, 409)
+    assert said in answer.json()["error"]

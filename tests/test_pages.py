@@ -1331,3 +1331,11 @@ async def test_a_conflict_with_nobody_in_particular_says_somebody(
     assert "while you were editing version 1" in answer.text
     answer = await visitor.post("/KEY", secret=VALUE, expected_version="0")
     assert "while you were editing a new secret" in answer.text
+
+
+async def test_the_fields_say_how_long_a_name_and_a_note_can_be(
+    visitor: Visitor,
+) -> None:
+    page = (await visitor.get("/-/add")).text
+    lengths = re.findall(r'name="(name|note)"[^>]* maxlength="(\d+)"', page)
+    assert dict(lengths) == {"name": "128", "note": "100"}
