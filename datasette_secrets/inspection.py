@@ -2,7 +2,7 @@
 
 Whoever can write to the database can also change its schema or damage an index. This names
 what is wrong and the command that helps. Every change is refused until it is dealt with;
-`get_secret` goes on. The only other defence: each change reads back what it wrote.
+`get_secret` goes on. The only other defence is that each change reads back what it wrote.
 """
 
 from __future__ import annotations
